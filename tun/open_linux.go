@@ -1,0 +1,275 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const device = "/dev/net/tun"
+
+// virtioLen is the size of the virtio header asked for (struct virtio_net_hdr).
+const virtioLen = 10
+
+// tunFTSOECN is TUN_F_TSO_ECN of include/uapi/linux/if_tun.h, missing in x/sys.
+const tunFTSOECN = 0x08
+
+// osDevice is what a Device on Linux has besides its queues.
+type osDevice struct {
+	nl      *netlink.Handle
+	ns      netns.NsHandle // the device's network namespace
+	index   int
+	autoGSO bool // Open chose the GSO limits, so SetMTU adapts them
+}
+
+func open(cfg Config) (*Device, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.Name == "" {
+		cfg.Name = "flannel%d"
+	}
+	queues := max(cfg.Queues, 1)
+	d := &Device{os: osDevice{ns: netns.None()}, quit: make(chan struct{})}
+	name := cfg.Name
+	for i := range queues {
+		fd, got, err := openQueue(name, queues > 1)
+		if err != nil {
+			d.discard()
+			return nil, fmt.Errorf("tun: open %s: queue %d: %w", cfg.Name, i, err)
+		}
+		name = got
+		d.queues = append(d.queues, &Queue{dev: d, fd: fd, vnet: true})
+	}
+	d.name = name
+	if err := d.setUp(cfg); err != nil {
+		d.discard()
+		return nil, fmt.Errorf("tun: open %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// check finds what is wrong with a Config before anything is made.
+func (cfg *Config) check() error {
+	switch {
+	case len(cfg.Name) >= unix.IFNAMSIZ:
+		return fmt.Errorf("tun: open: name %q has %d bytes (at most %d)", cfg.Name, len(cfg.Name), unix.IFNAMSIZ-1)
+	case strings.ContainsAny(cfg.Name, "/ \t\n\x00") || cfg.Name == "." || cfg.Name == "..":
+		return fmt.Errorf("tun: open: name %q is no interface name (no slash, no space)", cfg.Name)
+	case strings.Count(cfg.Name, "%") > 1 || strings.Contains(cfg.Name, "%") && !strings.Contains(cfg.Name, "%d"):
+		return fmt.Errorf("tun: open: name %q (a name may have one %%d and no other %%)", cfg.Name)
+	case cfg.MTU != 0 && (cfg.MTU < MinMTU || cfg.MTU > MaxMTU):
+		return fmt.Errorf("tun: open: MTU is %d (%d to %d, or 0 for %d)", cfg.MTU, MinMTU, MaxMTU, DefaultMTU)
+	case cfg.Queues < 0 || cfg.Queues > MaxQueues:
+		return fmt.Errorf("tun: open: Queues is %d (1 to %d, or 0 for 1)", cfg.Queues, MaxQueues)
+	}
+	return nil
+}
+
+// openQueue opens one queue of the device name and returns its real name.
+func openQueue(name string, multi bool) (fd int, got string, err error) {
+	fd, err = unix.Open(device, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", explainOpen(err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+			fd = -1
+		}
+	}()
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return fd, "", err
+	}
+	flags := unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	if multi {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	ifr.SetUint16(uint16(flags))
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return fd, "", explainSetIff(err)
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, virtioLen); err != nil {
+		return fd, "", fmt.Errorf("set the virtio header size: %w", err)
+	}
+	return fd, ifr.Name(), nil
+}
+
+func explainOpen(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("open %s: %w (load the module: modprobe tun; in a container, pass the device in)", device, err)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("open %s: %w (run as root, or chmod 0666 %s as udev does)", device, err, device)
+	}
+	return fmt.Errorf("open %s: %w", device, err)
+}
+
+func explainSetIff(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w (another process has the device open, or it is no TUN device)", err)
+	case errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("%w (an interface of that name exists with other flags: delete it, or open it with as many queues as before)", err)
+	case errors.Is(err, unix.E2BIG):
+		return fmt.Errorf("%w (the device has no queue left)", err)
+	}
+	return err
+}
+
+// setUp gives the device its offloads and attributes.
+func (d *Device) setUp(cfg Config) error {
+	ns, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("network namespace: %w", err)
+	}
+	d.os.ns = ns
+	if d.os.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	link, err := d.link()
+	if err != nil {
+		return err
+	}
+	d.os.index = link.Attrs().Index
+	d.offloads = AllOffloads
+	for _, q := range d.queues {
+		d.offloads &= grant(q.fd, AllOffloads&^cfg.Without)
+	}
+	for _, q := range d.queues { // the device has one set: the smallest
+		if got := grant(q.fd, d.offloads); got != d.offloads {
+			return fmt.Errorf("offloads %b were granted, then refused (%b left)", d.offloads, got)
+		}
+	}
+	mtu := cfg.MTU
+	if mtu == 0 {
+		mtu = DefaultMTU
+		if link.Attrs().MTU != 1500 { // 1500: fresh from the kernel
+			mtu = link.Attrs().MTU
+		}
+	}
+	if err := d.os.nl.LinkSetMTU(link, mtu); err != nil {
+		return fmt.Errorf("set MTU %d: %w", mtu, err)
+	}
+	if cfg.TxQueueLen >= 0 {
+		n := cfg.TxQueueLen
+		if n == 0 {
+			n = DefaultTxQueueLen
+		}
+		if err := d.os.nl.LinkSetTxQLen(link, n); err != nil {
+			return fmt.Errorf("set txqueuelen %d: %w", n, err)
+		}
+	}
+	if err := d.limitGSO(link, mtu, cfg); err != nil {
+		return err
+	}
+	for _, q := range d.queues {
+		on := 0
+		if cfg.Persist {
+			on = 1
+		}
+		if err := unix.IoctlSetInt(q.fd, unix.TUNSETPERSIST, on); err != nil {
+			return fmt.Errorf("set persistence: %w", err)
+		}
+	}
+	return nil
+}
+
+// limitGSO sets the device's GSO limits. A kernel that does not know them
+// (before 4.10) keeps its own: then a burst leaves as two sends.
+func (d *Device) limitGSO(link netlink.Link, mtu int, cfg Config) error {
+	size, segs := GSOLimits(mtu)
+	d.os.autoGSO = cfg.GSOMaxSize == 0 && cfg.GSOMaxSegs == 0
+	if cfg.GSOMaxSize != 0 {
+		size = cfg.GSOMaxSize
+	}
+	if cfg.GSOMaxSegs != 0 {
+		segs = cfg.GSOMaxSegs
+	}
+	if size > 0 {
+		if err := d.os.nl.LinkSetGSOMaxSize(link, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("set gso_max_size %d: %w", size, err)
+		}
+	}
+	if segs > 0 {
+		if err := d.os.nl.LinkSetGSOMaxSegs(link, segs); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("set gso_max_segs %d: %w", segs, err)
+		}
+	}
+	return nil
+}
+
+// grant asks for the offloads want and returns what the kernel gave: what it
+// refuses is taken off step by step, the newest feature first.
+func grant(fd int, want Offloads) Offloads {
+	if want&Checksum == 0 {
+		want = 0 // every other offload needs it
+	}
+	for _, without := range []Offloads{0, USO4 | USO6, TSOECN, TSO4 | TSO6, AllOffloads} {
+		want &^= without
+		f := 0
+		for _, o := range []struct {
+			o Offloads
+			f int
+		}{{Checksum, unix.TUN_F_CSUM}, {TSO4, unix.TUN_F_TSO4}, {TSO6, unix.TUN_F_TSO6}, {TSOECN, tunFTSOECN}} {
+			if want&o.o != 0 {
+				f |= o.f
+			}
+		}
+		if want&(TSO4|TSO6) == 0 {
+			f &^= tunFTSOECN
+			want &^= TSOECN
+		}
+		// The kernel takes the two USO flags only together.
+		if want&(USO4|USO6) != 0 {
+			f |= unix.TUN_F_USO4 | unix.TUN_F_USO6
+			want |= USO4 | USO6
+		}
+		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, f) == nil {
+			return want
+		}
+	}
+	return 0
+}
+
+func (d *Device) link() (netlink.Link, error) {
+	l, err := d.os.nl.LinkByName(d.name)
+	if err != nil {
+		var nf netlink.LinkNotFoundError
+		if errors.As(err, &nf) {
+			return nil, ErrGone
+		}
+		return nil, fmt.Errorf("look up the interface: %w", err)
+	}
+	return l, nil
+}
+
+// discard undoes a failed Open.
+func (d *Device) discard() { _ = d.osClose() }
+
+func (d *Device) osClose() error {
+	var errs []error
+	for _, q := range d.queues {
+		if err := unix.Close(q.fd); err != nil {
+			errs = append(errs, os.NewSyscallError("close", err))
+		}
+	}
+	if d.os.nl != nil {
+		d.os.nl.Close()
+	}
+	if d.os.ns.IsOpen() {
+		errs = append(errs, d.os.ns.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("tun: close %s: %w", d.name, err)
+	}
+	return nil
+}
