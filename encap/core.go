@@ -4,6 +4,10 @@ import (
 	"log/slog"
 )
 
+// maxUDPPayload is what fits one message: the largest datagram over IPv4. Over
+// IPv6 it would be 20 more, not worth two constants.
+const maxUDPPayload = 65507
+
 // core is what both paths of an engine share. It belongs to the goroutine that
 // runs the engine; on the portable path each direction has one of its own.
 type core struct {

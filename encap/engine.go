@@ -113,14 +113,13 @@ type Engine struct {
 	started atomic.Bool
 	closing sync.Once
 	closed  error
-	pub     published
 }
 
 // path is the part of an engine that moves packets: raw system calls on a
 // Linux TUN queue, or wireguard/tun and x/net anywhere.
 type path interface {
 	run(ctx context.Context) error
-	socketDrops() uint64
+	stats() Stats
 	io.Closer
 }
 
@@ -183,8 +182,4 @@ func (e *Engine) Close() error {
 
 // Stats returns what the engine has done so far. It may be called at any time,
 // also after Run.
-func (e *Engine) Stats() Stats {
-	s := e.pub.load()
-	s.SocketDrops = e.path.socketDrops()
-	return s
-}
+func (e *Engine) Stats() Stats { return e.path.stats() }

@@ -123,6 +123,15 @@ func wait(fds []unix.PollFd, ns int64) unix.Errno {
 	return e
 }
 
+// waitBriefly is wait for at most ns nanoseconds, without telling the
+// scheduler: most sleeps of a busy engine are shorter than what the runtime's
+// monitor thread does about a thread that left for a system call.
+func waitBriefly(fds []unix.PollFd, ns int64) (ready int, e unix.Errno) {
+	ts := unix.NsecToTimespec(ns)
+	r, _, e := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	return int(r), e
+}
+
 // putSegment writes a UDP_SEGMENT control message for segments of size bytes
 // and returns its length. The kernel wants exactly CMSG_LEN(2) in it
 // (net/ipv4/udp.c udp_cmsg_send).

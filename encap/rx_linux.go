@@ -111,9 +111,11 @@ func (r *rxState) pump() (bool, error) {
 	err = r.flush()
 	r.ring.Consume(n)
 	r.ring.Rewind()
-	r.vlen = rxSlots
 	if trains {
 		r.vlen = rxTrainSlots
+	} else {
+		r.p.rxReady = r.p.rxReady && n == r.vlen // fewer: it was the last
+		r.vlen = rxSlots
 	}
 	return true, err
 }
@@ -126,7 +128,7 @@ func (r *rxState) receive() (int, error) {
 	}
 	for tries := 0; ; tries++ {
 		n, e := r.p.sys.recvmmsg(r.p.socks[0], &r.msgs[0], r.vlen)
-		st := &r.p.stats.RX
+		st := &r.p.core.stats.RX
 		switch e {
 		case 0:
 			st.Batches++
@@ -138,6 +140,7 @@ func (r *rxState) receive() (int, error) {
 			continue
 		case unix.EAGAIN:
 			st.EmptyAttempts++
+			r.p.rxReady = false
 			return 0, nil
 		}
 		if isBroken(e) {
@@ -225,7 +228,7 @@ func (r *rxState) write(run *offload.Run) error {
 		return deviceError("write", e)
 	}
 	if v == (offload.Virtio{}) || e == unix.EIO || e == unix.ENETDOWN {
-		r.p.stats.Drops[DropDevice] += uint64(run.Packets())
+		r.p.core.stats.Drops[DropDevice] += uint64(run.Packets())
 		return nil
 	}
 	// Refused as one: as they came, one by one. EINVAL comes from kernels
@@ -293,7 +296,7 @@ func (r *rxState) writeOne(p []byte) error {
 	case isGone(e):
 		return deviceError("write", e)
 	default:
-		r.p.stats.Drops[DropDevice]++
+		r.p.core.stats.Drops[DropDevice]++
 	}
 	return nil
 }
@@ -304,12 +307,12 @@ func (r *rxState) writePlain(msg []byte) {
 	n := copy(b, msg)
 	r.out[0] = iovec{addr(&b[0]), uintptr(n)}
 	if r.writev(offload.Virtio{}, 1) == 0 {
-		r.p.stats.RX.DeviceCalls++
+		r.p.core.stats.RX.DeviceCalls++
 	}
 }
 
 func (r *rxState) written(packets, bytes int, run *offload.Run) {
-	st := &r.p.stats.RX
+	st := &r.p.core.stats.RX
 	st.DeviceCalls++
 	st.Packets += uint64(packets)
 	st.Bytes += uint64(bytes)
@@ -322,7 +325,7 @@ func (r *rxState) written(packets, bytes int, run *offload.Run) {
 
 // refusedRun switches off what the device refused, for a time.
 func (r *rxState) refusedRun(run *offload.Run, e unix.Errno) {
-	r.p.stats.Replays++
+	r.p.core.stats.Replays++
 	if e != unix.EINVAL && e != unix.EOPNOTSUPP {
 		return // a matter of this moment
 	}

@@ -132,7 +132,7 @@ type Stats struct {
 
 	Drops Drops
 
-	Waits       uint64 // times the engine went to sleep
+	Waits       uint64 // times the engine asked the system to wait for work
 	ICMPSent    uint64 // ICMP errors made for senders
 	ICMPLimited uint64 // ICMP errors suppressed by the rate limit
 	Fragmented  uint64 // packets sent larger than the path MTU, in outer fragments

@@ -69,10 +69,10 @@ func (t *txState) refused(e unix.Errno) (blocked bool, err error) {
 		t.drop(m, t.p.unsendable(m.peer, e))
 		return false, nil
 	}
-	t.p.stats.Replays++
+	t.p.core.stats.Replays++
 	if e == unix.EMSGSIZE && t.learnPathMTU(m) {
 		t.tellFirst(m)
-		t.p.stats.Fragmented += uint64(m.segs)
+		t.p.core.stats.Fragmented += uint64(m.segs)
 	} else if m.peer.setGSOOff() {
 		t.p.log.Warn("segmentation offload is refused; sending datagrams one by one",
 			slog.String("peer", m.peer.Endpoint.String()), slog.String("error", e.Error()), slog.Duration("for", learnTime))
@@ -95,13 +95,13 @@ func (t *txState) drop(m *txMessage, d Drop) {
 	if m.replay > 0 {
 		left -= m.replay
 	}
-	t.p.stats.Drops[d] += uint64(left)
+	t.p.core.stats.Drops[d] += uint64(left)
 	t.sent++
 }
 
 // replay sends the segments of m as single datagrams, from m.replay on.
 func (t *txState) replay(m *txMessage) (blocked bool, err error) {
-	st := &t.p.stats.TX
+	st := &t.p.core.stats.TX
 	h := t.msgs[t.sent].hdr
 	one := &t.scratch[0]
 	retried := false
@@ -129,14 +129,14 @@ func (t *txState) replay(m *txMessage) (blocked bool, err error) {
 				return true, nil
 			}
 			t.attempts = 0
-			t.p.stats.Drops[DropNoBuffers]++
+			t.p.core.stats.Drops[DropNoBuffers]++
 		case isBroken(e):
 			return false, socketError("send", e)
 		case t.p.drainErrors(t.p.socks[m.sock]) && !retried:
 			retried = true
 			continue
 		default:
-			t.p.stats.Drops[t.p.unsendable(m.peer, e)]++
+			t.p.core.stats.Drops[t.p.unsendable(m.peer, e)]++
 		}
 		m.replay++
 		retried = false
@@ -195,7 +195,7 @@ func (p *rawPath) askPathMTU(pr *peer) (int, error) {
 
 func (p *rawPath) notePathMTU(pr *peer, mtu int) {
 	if pr.setPathMTU(mtu) {
-		p.stats.PathMTUs++
+		p.core.stats.PathMTUs++
 		p.log.Info("path MTU learnt", slog.String("peer", pr.Endpoint.String()), slog.Int("mtu", mtu))
 	}
 }

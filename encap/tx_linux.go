@@ -71,14 +71,11 @@ type txMessage struct {
 }
 
 const (
-	// maxUDPPayload is what fits one message: the largest datagram over
-	// IPv4. Over IPv6 it would be 20 more, not worth two constants.
-	maxUDPPayload = 65507
 	// packetMax is the largest read: a super-packet.
 	packetMax = 65535
 	// batchBytes is after how many bytes of packets a batch leaves, see
 	// bench/README.md for what other values did.
-	batchBytes = 64 << 10
+	batchBytes = 128 << 10
 	slabSize   = batchBytes + packetMax + 1
 	// maxSplit is the most segments of a super-packet: 64 KiB of payload at
 	// 48 bytes, the smallest MSS of Linux (tcp_min_snd_mss), and some.
@@ -137,7 +134,7 @@ func (t *txState) pump() (bool, error) {
 // fill reads packets until the queue is empty or the batch is full.
 func (t *txState) fill() (read bool, err error) {
 	s := t.p.table.cur.Load()
-	st := &t.p.stats.TX
+	st := &t.p.core.stats.TX
 	for t.used < batchBytes && t.n < batchMsgs && t.iovUsed < maxIovs/2 && t.hdrUsed < maxHdrs/4 {
 		n, e := t.read()
 		switch e {
@@ -146,6 +143,7 @@ func (t *txState) fill() (read bool, err error) {
 			continue
 		case unix.EAGAIN:
 			st.EmptyAttempts++
+			t.p.txReady = false
 			return read, nil
 		default:
 			return read, deviceError("read", e)
@@ -218,7 +216,7 @@ func (t *txState) single(s *snapshot, p []byte, pr *peer, pmtu int) Drop {
 	sock := t.socket(p)
 	if pmtu != 0 && len(p)+pr.overhead > pmtu {
 		t.p.tooBig(s, p, pr, pmtu)
-		t.p.stats.Fragmented++
+		t.p.core.stats.Fragmented++
 	} else if t.n > 0 && t.extend(p, pr, sock) {
 		return DropNone
 	}
@@ -277,12 +275,12 @@ func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu 
 		t.p.tooBig(s, p, pr, maxUDPPayload+pr.overhead)
 		return DropTooBig
 	}
-	t.p.stats.TX.SuperPackets++
+	t.p.core.stats.TX.SuperPackets++
 	per := min(t.maxSegs, maxUDPPayload/seg)
 	if pmtu != 0 && seg+pr.overhead > pmtu {
 		// The kernel refuses to segment what it would have to fragment.
 		t.tellSuper(s, p, pr, pmtu)
-		t.p.stats.Fragmented += uint64(n)
+		t.p.core.stats.Fragmented += uint64(n)
 		per = 1
 	} else if t.p.cfg.Without&SegmentOffload != 0 || pr.gsoOff() {
 		per = 1
@@ -401,7 +399,7 @@ func (t *txState) send() error {
 
 // count books n messages that left with one call.
 func (t *txState) count(n int) {
-	st := &t.p.stats.TX
+	st := &t.p.core.stats.TX
 	st.Batches++
 	st.Messages += uint64(n)
 	st.PeakBatch = max(st.PeakBatch, uint64(n))
@@ -423,7 +421,7 @@ func (t *txState) sendCopy(msg []byte, n uint32) {
 	t.iovs[0] = iovec{addr(&b[0]), uintptr(len(b))}
 	t.msgs[0].hdr = msghdr{name: addr(&t.names[0]), namelen: n, iov: addr(&t.iovs[0]), iovlen: 1}
 	if got, e := t.p.sys.sendmmsg(t.p.socks[0], &t.msgs[0], 1); e == 0 && got == 1 {
-		t.p.stats.TX.Batches++
-		t.p.stats.TX.Messages++
+		t.p.core.stats.TX.Batches++
+		t.p.core.stats.TX.Messages++
 	}
 }

@@ -107,6 +107,17 @@ func (j *Joiner) Add(p []byte, trusted bool) bool {
 	}
 	k := int32(len(j.segs))
 	j.segs = append(j.segs, segment{pkt: p, next: none})
+	if j.nopen > 0 {
+		if o := &j.runs[j.open[0]]; o.continues(p, trusted) {
+			j.segs[o.tail].next = k
+			o.tail = k
+			o.count++
+			o.total += int32(o.size)
+			o.nextSeq += uint32(o.size)
+			o.nextID++
+			return true
+		}
+	}
 
 	j.runs = append(j.runs, Run{first: p, head: k, tail: k, count: 1, total: int32(len(p)), trusted: trusted, verified: trusted})
 	r := &j.runs[len(j.runs)-1]
@@ -291,6 +302,50 @@ func (o *Run) accepts(n *Run, p []byte) bool {
 	return o.verify() && n.verify()
 }
 
+// continues is the short way for the inside of a train: p is as long as o's
+// first packet, and but for sequence number, ID and checksums has its headers.
+// It says no to some packets that the long way joins, never yes to others.
+func (o *Run) continues(p []byte, trusted bool) bool {
+	a := o.first
+	h := int(o.hdrLen)
+	if len(p) != len(a) || int(o.total)+int(o.size) > maxRunBytes || len(p) < h {
+		return false
+	}
+	ne := binary.NativeEndian
+	x, y := a[o.ipLen:h], p[o.ipLen:h]
+	if o.ipLen == IPv4Len {
+		// Version, TOS and length; DF, as an ID that counts up needs the
+		// long way; TTL and protocol; addresses.
+		if ne.Uint32(a) != ne.Uint32(p) || p[6] != 0x40 || a[6] != 0x40 || p[7] != 0 ||
+			ne.Uint16(a[8:]) != ne.Uint16(p[8:]) || ne.Uint64(a[12:]) != ne.Uint64(p[12:]) {
+			return false
+		}
+	} else if ne.Uint64(a) != ne.Uint64(p) || string(a[8:40]) != string(p[8:40]) {
+		return false
+	}
+	if ne.Uint32(x) != ne.Uint32(y) { // ports
+		return false
+	}
+	if o.l4 == ProtoTCP {
+		// Sequence; acknowledgement; header length and flags, where
+		// o.flags has nothing but ACK and perhaps ECE, see Add; window
+		// (and what is behind it: checksum and urgent pointer are not
+		// compared, as URG is not set).
+		if binary.BigEndian.Uint32(y[4:]) != o.nextSeq || ne.Uint32(x[8:]) != ne.Uint32(y[8:]) ||
+			ne.Uint32(x[12:]) != ne.Uint32(y[12:]) ||
+			len(x) > TCPLen && string(x[TCPLen:]) != string(y[TCPLen:]) {
+			return false
+		}
+	} else if ne.Uint16(x[4:]) != ne.Uint16(y[4:]) || ne.Uint16(y[6:]) == 0 || o.count >= maxUDPSegments {
+		return false
+	}
+	if trusted && o.verified {
+		return true
+	}
+	o.trusted = o.trusted && trusted
+	return o.verify() && (trusted || sumIsRight(p, int(o.ipLen), o.l4))
+}
+
 // maxUDPSegments is the kernel's UDP_MAX_SEGMENTS since 6.9; older ones take
 // the same from a device (only sockets are held to 64).
 const maxUDPSegments = 128
@@ -300,15 +355,20 @@ func (r *Run) verify() bool {
 	if r.verified {
 		return true
 	}
-	p, l4 := r.first, r.first[r.ipLen:]
-	var acc uint64
-	if r.ipLen == IPv4Len {
-		acc = PseudoIPv4(p, r.l4, len(l4))
-	} else {
-		acc = PseudoIPv6(p, r.l4, len(l4))
-	}
-	r.verified = Fold(Sum(l4, acc)) == 0xffff
+	r.verified = sumIsRight(r.first, int(r.ipLen), r.l4)
 	return r.verified
+}
+
+// sumIsRight verifies the L4 checksum of p.
+func sumIsRight(p []byte, ipLen int, proto uint8) bool {
+	l4 := p[ipLen:]
+	var acc uint64
+	if ipLen == IPv4Len {
+		acc = PseudoIPv4(p, proto, len(l4))
+	} else {
+		acc = PseudoIPv6(p, proto, len(l4))
+	}
+	return Fold(Sum(l4, acc)) == 0xffff
 }
 
 // Len returns the number of runs.

@@ -44,13 +44,18 @@ type Splitter struct {
 	seq     uint32
 	ipBase  uint64 // IPv4 header without length, ID and checksum
 	l4Base  uint64 // pseudo-header without length, L4 header without what varies
+	sums    [sumBatch]uint64
 }
+
+// sumBatch is how many payloads are summed in one go: a quarter cheaper for
+// each than one by one, and a full super-packet has 44.
+const sumBatch = 64
 
 // Start looks at the super-packet p with virtio header v (v.GSOType is not
 // GSONone) and prepares to cut it. It changes bytes of p's headers. The error
 // wraps [ErrSuper].
 func (s *Splitter) Start(p []byte, v Virtio) error {
-	*s = Splitter{}
+	s.left = 0
 	typ := v.GSOType &^ GSOECN
 	if f := Check(p); f != FaultNone && f != FaultHeader {
 		return fmt.Errorf("%w: fault %d in %d bytes", ErrSuper, f, len(p))
@@ -147,6 +152,9 @@ func (s *Splitter) Next(dst []byte) []byte {
 		pay = pay[:s.size]
 	}
 	i := s.n - s.left
+	if i%sumBatch == 0 {
+		SumSegments(s.payload, s.size, s.sums[:])
+	}
 	s.payload = s.payload[len(pay):]
 	s.left--
 
@@ -164,7 +172,7 @@ func (s *Splitter) Next(dst []byte) []byte {
 		PutSum(h[10:], s.ipBase+word(total)+word(id))
 	}
 	// Small addends: the unfolded sum is 64 bits wide and Add carries around.
-	sum := Add(Sum(pay, s.l4Base), word(uint16(l4Len)))
+	sum := Add(Add(s.sums[i%sumBatch], s.l4Base), word(uint16(l4Len)))
 	if s.udp {
 		binary.BigEndian.PutUint16(l4[4:], uint16(l4Len))
 		PutSum(l4[6:], Add(sum, word(uint16(l4Len))))
