@@ -21,10 +21,10 @@ const tunFTSOECN = 0x08
 
 // osDevice is what a Device on Linux has besides its queues.
 type osDevice struct {
-	nl      *netlink.Handle
-	ns      netns.NsHandle // the device's network namespace
-	index   int
-	autoGSO bool // Open chose the GSO limits, so SetMTU adapts them
+	nl     *netlink.Handle
+	ns     netns.NsHandle // the device's network namespace
+	index  int
+	fitGSO bool
 }
 
 func open(cfg Config) (*Device, error) {
@@ -168,8 +168,10 @@ func (d *Device) setUp(cfg Config) error {
 			return fmt.Errorf("set txqueuelen %d: %w", n, err)
 		}
 	}
-	if err := d.limitGSO(link, mtu, cfg); err != nil {
-		return err
+	if d.os.fitGSO = cfg.FitGSO; cfg.FitGSO {
+		if err := d.limitGSO(link, mtu); err != nil {
+			return err
+		}
 	}
 	for _, q := range d.queues {
 		on := 0
@@ -183,26 +185,15 @@ func (d *Device) setUp(cfg Config) error {
 	return nil
 }
 
-// limitGSO sets the device's GSO limits. A kernel that does not know them
-// (before 4.10) keeps its own: then a burst leaves as two sends.
-func (d *Device) limitGSO(link netlink.Link, mtu int, cfg Config) error {
+// limitGSO sets the GSO limits that suit the MTU. A kernel that does not know
+// them (before 4.10) keeps its own: then a burst leaves as two sends.
+func (d *Device) limitGSO(link netlink.Link, mtu int) error {
 	size, segs := GSOLimits(mtu)
-	d.os.autoGSO = cfg.GSOMaxSize == 0 && cfg.GSOMaxSegs == 0
-	if cfg.GSOMaxSize != 0 {
-		size = cfg.GSOMaxSize
+	if err := d.os.nl.LinkSetGSOMaxSize(link, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("set gso_max_size %d: %w", size, err)
 	}
-	if cfg.GSOMaxSegs != 0 {
-		segs = cfg.GSOMaxSegs
-	}
-	if size > 0 {
-		if err := d.os.nl.LinkSetGSOMaxSize(link, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-			return fmt.Errorf("set gso_max_size %d: %w", size, err)
-		}
-	}
-	if segs > 0 {
-		if err := d.os.nl.LinkSetGSOMaxSegs(link, segs); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-			return fmt.Errorf("set gso_max_segs %d: %w", segs, err)
-		}
+	if err := d.os.nl.LinkSetGSOMaxSegs(link, segs); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("set gso_max_segs %d: %w", segs, err)
 	}
 	return nil
 }

@@ -80,20 +80,20 @@ type Config struct {
 	TxQueueLen int
 	// Without lists offloads that are not asked for.
 	Without Offloads
-	// GSOMaxSize (bytes) and GSOMaxSegs bound the super-packets that local
-	// sockets make for this device. 0 means: so that one fits a single
-	// UDP_SEGMENT send, see GSOLimits. Negative leaves the kernel's 65536
-	// and 65535.
+	// FitGSO limits the super-packets of the device (gso_max_size and
+	// gso_max_segs) to what fits one UDP_SEGMENT send, see GSOLimits: a burst
+	// of TCP then leaves as one message instead of two.
 	//
-	// Forwarded super-packets over these limits are cut by the kernel before
-	// they reach the device, so give the links of containers behind it the
-	// same limits (see GSOLimits): a full 64 KiB burst from a container that
-	// has other ones costs a system call for every segment.
-	GSOMaxSize, GSOMaxSegs int
+	// Set it only if the links of all containers behind the device have the
+	// same limits: the kernel cuts forwarded super-packets that are larger
+	// before they reach the device, and then each segment costs a system
+	// call (measured: little more than half the throughput).
+	FitGSO bool
 }
 
-// DefaultTxQueueLen is what bench showed to be enough for loss-free bursts of
-// small packets without hurting the RTT under load.
+// DefaultTxQueueLen is twice the kernel's 500: room for the small packets that
+// arrive while an engine is kept from running for some milliseconds. Bulk TCP
+// waits there too, as super-packets, so that much more would cost latency.
 const DefaultTxQueueLen = 1000
 
 // Device is an open TUN device. Its methods may be called from any goroutine.
@@ -140,7 +140,7 @@ func (d *Device) MTU() (int, error) {
 	return d.osMTU()
 }
 
-// SetMTU changes the MTU (MinMTU..MaxMTU) and, where Open chose them, the GSO
+// SetMTU changes the MTU (MinMTU..MaxMTU) and, with Config.FitGSO, the GSO
 // limits with it. A wrapped device returns an error that wraps
 // errors.ErrUnsupported.
 func (d *Device) SetMTU(mtu int) error {

@@ -32,8 +32,8 @@ func (d *Device) osSetMTU(mtu int) error {
 	if err := d.os.nl.LinkSetMTU(l, mtu); err != nil {
 		return fmt.Errorf("tun: set MTU of %s to %d: %w", d.name, mtu, err)
 	}
-	if d.os.autoGSO {
-		if err := d.limitGSO(l, mtu, Config{}); err != nil {
+	if d.os.fitGSO {
+		if err := d.limitGSO(l, mtu); err != nil {
 			return fmt.Errorf("tun: set MTU of %s: %w", d.name, err)
 		}
 	}
