@@ -45,13 +45,13 @@ func sample() *report {
 		System:  system{OS: "Linux", Kernel: "6.18.44", Arch: "amd64", Cores: 2, Go: "go1.26.8"},
 		Network: network{MTU: 1500, TunnelMTU: 1472, Port: 8285, EnginesPerHost: 1, SecondsPerSpeed: 0.8},
 		Plain: path{
-			Ping:    pingTimes{Sent: 150, Received: 150, MinUS: 8.1, MedianUS: 9.87, P99US: 40.3, MaxUS: 61},
+			Ping:    pingTimes{Sent: 150, Received: 150, MinUS: 8.1, MedianUS: 9.87, P99US: 40.3, MaxUS: 61, BusyCores: 0.1},
 			TCPAToB: tcpSpeed{GbitPerSecond: 22.54, Retransmits: 3, SegmentBytes: 1448, BusyCores: 1.52},
 			TCPBToA: tcpSpeed{GbitPerSecond: 21.9, SegmentBytes: 1448, BusyCores: 1.5},
 			UDPAToB: udpRate{PayloadBytes: 64, PacketsPerSecond: 310_400, Sent: 124_160, Received: 124_160, SenderLimited: true},
 		},
 		Tunnel: path{
-			Ping:    pingTimes{Sent: 150, Received: 150, MinUS: 31, MedianUS: 42.13, P99US: 101.6, MaxUS: 201},
+			Ping:    pingTimes{Sent: 150, Received: 150, MinUS: 31, MedianUS: 42.13, P99US: 101.6, MaxUS: 201, BusyCores: 0.2},
 			TCPAToB: tcpSpeed{GbitPerSecond: 11.27, SegmentBytes: 1420, BusyCores: 2},
 			TCPBToA: tcpSpeed{GbitPerSecond: 9.8, SegmentBytes: 1420, BusyCores: 1.97},
 			UDPAToB: udpRate{PayloadBytes: 64, PacketsPerSecond: 248_320, Sent: 100_000, Received: 99_900, Loss: 0.001},
@@ -80,6 +80,7 @@ func sample6() *report {
 	r.Network = network{MTU: 9000, TunnelMTU: 8952, Port: 8285, IPv6: true, Wire: true, EnginesPerHost: 2, SecondsPerSpeed: 0.8}
 	r.Plain.UDPAToB.SenderLimited = false
 	r.Verified.UDPLost = 2
+	r.Plain.Ping.BusyCores = 1.43
 	for i := range r.Hosts {
 		h := &r.Hosts[i]
 		h.Underlay = netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", i+1))

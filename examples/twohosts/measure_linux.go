@@ -19,6 +19,10 @@ const (
 
 // measurePing measures round trips on an idle way, where none may be lost.
 func measurePing(ctx context.Context, w way) (pingTimes, error) {
+	meter, err := traffic.StartMeter()
+	if err != nil {
+		return pingTimes{}, err
+	}
 	r, err := traffic.Ping(ctx, w.a.place, traffic.PingConfig{
 		Addr: w.b.addr, Source: w.a.addr, Count: pings, Interval: pingInterval, Warmup: pingWarmup, Timeout: pingTimeout,
 	})
@@ -28,10 +32,14 @@ func measurePing(ctx context.Context, w way) (pingTimes, error) {
 	if r.Received < r.Sent {
 		return pingTimes{}, fmt.Errorf("%d of %d pings to %v were lost", r.Sent-r.Received, r.Sent, w.b.addr)
 	}
+	usage, err := meter.Stop()
+	if err != nil {
+		return pingTimes{}, err
+	}
 	us := func(t time.Duration) float64 { return float64(t.Nanoseconds()) / 1e3 }
 	return pingTimes{
 		Sent: r.Sent, Received: r.Received,
-		MinUS: us(r.Min), MedianUS: us(r.Median), P99US: us(r.P99), MaxUS: us(r.Max),
+		MinUS: us(r.Min), MedianUS: us(r.Median), P99US: us(r.P99), MaxUS: us(r.Max), BusyCores: usage.Cores(),
 	}, nil
 }
 

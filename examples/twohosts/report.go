@@ -53,6 +53,9 @@ type pingTimes struct {
 	MedianUS float64 `json:"median_us"`
 	P99US    float64 `json:"p99_us"`
 	MaxUS    float64 `json:"max_us"`
+	// BusyCores is what the whole machine spent meanwhile. Pings cost next to
+	// nothing, so it is what other programs did.
+	BusyCores float64 `json:"busy_cores"`
 }
 
 // tcpSpeed is one stream as fast as it goes.

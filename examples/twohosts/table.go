@@ -133,6 +133,9 @@ func (r *report) dropList(b *strings.Builder, title string, list func(host) []dr
 	}
 }
 
+// otherLoad is how many cores other programs may keep busy before it shows.
+const otherLoad = 0.5
+
 // remarks says what the numbers rest on.
 func (r *report) remarks(b *strings.Builder) {
 	v := r.Verified
@@ -152,6 +155,10 @@ func (r *report) remarks(b *strings.Builder) {
 	}
 	if r.Plain.UDPAToB.SenderLimited {
 		b.WriteString(wrap("Over the plain link it was the sender that set the UDP rate: it does both hosts' forwarding in its own time there. An engine relieves it of that.", ""))
+	}
+	if busy := r.Plain.Ping.BusyCores; busy > otherLoad {
+		b.WriteString(wrap(fmt.Sprintf("Other programs kept %.1f of %s busy: the numbers say little. Try again on an idle machine.",
+			busy, count(r.System.Cores, "core")), ""))
 	}
 	b.WriteString(wrap(fmt.Sprintf("Senders, receivers and both hosts shared the %s. It took %.1f s, and all of it is removed again.",
 		count(r.System.Cores, "core"), r.Seconds), ""))

@@ -95,6 +95,9 @@ func (s *Splitter) Start(p []byte, v Virtio) error {
 	if v.GSOSize == 0 || len(p) <= hdr {
 		return fmt.Errorf("%w: %d bytes with headers of %d and segments of %d", ErrSuper, len(p), hdr, v.GSOSize)
 	}
+	if v.Flags&NeedsCsum == 0 || int(v.CsumStart)+int(v.CsumOffset) != s.ipLen+s.sumAt() {
+		return fmt.Errorf("%w: no partial checksum (flags %#x, at %d+%d)", ErrSuper, v.Flags, v.CsumStart, v.CsumOffset)
+	}
 	s.size = int(v.GSOSize)
 	s.head, s.payload = p[:hdr:hdr], p[hdr:]
 	s.n = (len(s.payload) + s.size - 1) / s.size
@@ -103,29 +106,33 @@ func (s *Splitter) Start(p []byte, v Virtio) error {
 	return nil
 }
 
-// base sums once what all segments share.
+// sumAt returns where in the L4 header the checksum is.
+func (s *Splitter) sumAt() int {
+	if s.udp {
+		return 6
+	}
+	return 16
+}
+
+// base sums once what all segments share. The pseudo-header sum is taken from
+// the partial checksum, less the length: with a routing header or a source
+// route the addresses in it are not those of the IP header.
 func (s *Splitter) base() {
 	h, l4 := s.head, s.head[s.ipLen:]
+	whole := len(l4) + len(s.payload)
+	pseudo := Add(LoadSum(l4[s.sumAt():]), 0xffff-word(uint16(whole)))
 	if !s.v6 {
 		s.id = binary.BigEndian.Uint16(h[4:])
 		h[2], h[3], h[4], h[5], h[10], h[11] = 0, 0, 0, 0, 0, 0
 		s.ipBase = Sum(h[:s.ipLen], 0)
 	}
-	proto := byte(ProtoTCP)
 	if s.udp {
-		proto = ProtoUDP
 		l4[4], l4[5], l4[6], l4[7] = 0, 0, 0, 0
 	} else {
 		s.seq = binary.BigEndian.Uint32(l4[4:])
 		s.flags = l4[13]
 		l4[4], l4[5], l4[6], l4[7] = 0, 0, 0, 0
 		l4[13], l4[16], l4[17] = 0, 0, 0
-	}
-	var pseudo uint64
-	if s.v6 {
-		pseudo = PseudoIPv6(h, proto, 0)
-	} else {
-		pseudo = PseudoIPv4(h, proto, 0)
 	}
 	s.l4Base = Sum(l4, pseudo)
 }
