@@ -33,8 +33,9 @@ type reporter interface {
 // tooBig handles an outbound packet p that makes an outer packet larger than
 // the path MTU of pr. It is sent nevertheless, in outer fragments, so that
 // nothing black-holes; its sender is told the MTU that avoids them, unless it
-// allowed fragments itself.
-func (c *core) tooBig(s *snapshot, p []byte, pr *peer, pmtu int) {
+// allowed fragments itself, or could not make them smaller. size is p's length,
+// or that of its segments.
+func (c *core) tooBig(s *snapshot, p []byte, size int, pr *peer, pmtu int) {
 	if p[0]>>4 == 4 && p[6]&0x40 == 0 {
 		return // no DF: the sender does not care
 	}
@@ -42,5 +43,7 @@ func (c *core) tooBig(s *snapshot, p []byte, pr *peer, pmtu int) {
 	if p[0]>>4 == 6 {
 		mtu = max(mtu, 1280) // below it IPv6 senders do not go (RFC 8200 section 5)
 	}
-	c.tellHost(s, p, icmpTooBig, max(mtu, 68))
+	if mtu = max(mtu, 68); size > mtu {
+		c.tellHost(s, p, icmpTooBig, mtu)
+	}
 }

@@ -146,10 +146,10 @@ func New(queue *tun.Queue, conn *net.UDPConn, table *Table, cfg Config) (*Engine
 	}
 	e.log = e.log.With("device", queue.Device().Name())
 	var err error
-	if _, raw := queue.FD(); raw {
-		e.path, err = newRawPath(e, conn)
-	} else {
+	if queue.Wrapped() {
 		e.path, err = newPortablePath(e, conn)
+	} else {
+		e.path, err = newRawPath(e, conn)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("encap: new: %w", err)

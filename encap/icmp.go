@@ -55,6 +55,18 @@ func (s *snapshot) sourcePeer(p []byte) *peer {
 	return s.lookup6(binary.BigEndian.Uint64(p[8:]), binary.BigEndian.Uint64(p[16:]))
 }
 
+// destPeer returns what the inner destination of p belongs to; p has at least
+// an IPv4 header's length.
+func (s *snapshot) destPeer(p []byte) *peer {
+	if p[0]>>4 == 4 {
+		return s.lookup4(binary.BigEndian.Uint32(p[16:]))
+	}
+	if p[0]>>4 != 6 || len(p) < offload.IPv6Len {
+		return nil
+	}
+	return s.lookup6(binary.BigEndian.Uint64(p[24:]), binary.BigEndian.Uint64(p[32:]))
+}
+
 // router returns this host's address in errors about packets of p's version.
 func (s *snapshot) router(p []byte) netip.Addr {
 	if p[0]>>4 == 4 {
@@ -134,6 +146,11 @@ func upper6(p []byte) (proto, at int, first bool) {
 				return -1, at, true
 			}
 			next, at = int(p[at]), at+8+int(p[at+1])*8
+		case 51: // authentication header, in units of 4 bytes (RFC 4302)
+			if at+8 > len(p) {
+				return -1, at, true
+			}
+			next, at = int(p[at]), at+8+int(p[at+1])*4
 		case 44: // fragment
 			if at+8 > len(p) {
 				return -1, at, true
@@ -242,10 +259,14 @@ func (b *bucket) take(now int64, rate, burst int64) bool {
 	if b.last == 0 {
 		b.tokens, b.last = int32(burst*100), now
 	}
-	// A minute fills any bucket; more would overflow the product.
-	if gain := min(now-b.last, 60e9) * rate * 100 / 1e9; gain > 0 {
-		b.tokens = int32(min(int64(b.tokens)+gain, burst*100))
-		b.last = now
+	// A minute fills any bucket; more would overflow the product. Time that
+	// made no whole hundredth is kept for the next call.
+	gain := max(min(now-b.last, 60e9), 0) * rate * 100 / 1e9
+	if int64(b.tokens)+gain >= burst*100 {
+		b.tokens, b.last = int32(burst*100), now
+	} else {
+		b.tokens += int32(gain)
+		b.last += gain * 1e9 / (rate * 100)
 	}
 	if b.tokens < 100 {
 		return false

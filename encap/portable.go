@@ -166,7 +166,7 @@ func (p *portablePath) sendAll(ctx context.Context, s *snapshot, ms []ipv4.Messa
 			d := DropUnreachable
 			if errors.Is(err, syscall.EMSGSIZE) {
 				d = DropTooBig
-				h.tooBig(s, ms[at].Buffers[0], to[at], 1280)
+				h.tooBig(s, ms[at].Buffers[0], len(ms[at].Buffers[0]), to[at], 1280)
 			}
 			h.stats.Drops[d]++
 			at++

@@ -195,9 +195,8 @@ func (p *rawPath) sleep(bulk bool) error {
 		if p.tx.backoff {
 			ns = backoffTime
 		} else {
-			for i := range p.socks {
-				p.polls[2+i].Events |= unix.POLLOUT
-			}
+			// Only the one that is full: the others always have room.
+			p.polls[2+p.tx.meta[p.tx.sent].sock].Events |= unix.POLLOUT
 		}
 	}
 	if bulk && ns < 0 {

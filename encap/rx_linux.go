@@ -250,8 +250,7 @@ func (r *rxState) write(run *offload.Run) error {
 }
 
 // layOut fills r.out with the run's bytes behind room for a virtio header and
-// returns the number of iovecs. The joiner's limits keep it below maxOut:
-// 65535 bytes in segments of 65 or more, or fewer, or a single packet.
+// returns the number of iovecs, which the joiner keeps below maxOut.
 func (r *rxState) layOut(run *offload.Run) int {
 	first := run.First()
 	r.out[0] = iovec{addr(&first[0]), uintptr(len(first))}
@@ -270,6 +269,11 @@ func (r *rxState) writev(v offload.Virtio, k int) unix.Errno {
 		h := headerBefore(&r.out[0])
 		v.Encode(h[:])
 	}
+	return r.call(k)
+}
+
+// call writes k iovecs.
+func (r *rxState) call(k int) unix.Errno {
 	for tries := 0; ; tries++ {
 		_, e := r.p.sys.writev(r.p.tun, &r.out[0], k)
 		switch e {
@@ -287,10 +291,18 @@ func (r *rxState) writev(v offload.Virtio, k int) unix.Errno {
 	}
 }
 
-// writeOne writes a packet as it is.
+// writeOne writes a packet as it is. Its virtio header is not put in front of
+// it: it need not be the first of its run, and the packet before it in the slot
+// may belong to a run that is still to be written.
 func (r *rxState) writeOne(p []byte) error {
-	r.out[0] = iovec{addr(&p[0]), uintptr(len(p))}
-	switch e := r.writev(offload.Virtio{}, 1); {
+	k := 0
+	if r.p.vnet {
+		clear(r.plain[:offload.VirtioLen])
+		r.out[0] = iovec{addr(&r.plain[0]), offload.VirtioLen}
+		k = 1
+	}
+	r.out[k] = iovec{addr(&p[0]), uintptr(len(p))}
+	switch e := r.call(k + 1); {
 	case e == 0:
 		r.written(1, len(p), nil)
 	case isGone(e):
@@ -330,18 +342,21 @@ func (r *rxState) refusedRun(run *offload.Run, e unix.Errno) {
 		return // a matter of this moment
 	}
 	until := monotonic() + int64(learnTime)
-	what := "udp"
+	off, what := &r.noUDP, "udp"
 	switch {
 	case run.Packets() == 1:
 		r.partial = false
-		what = "partial checksums"
+		off, what = nil, "partial checksums"
 	case run.TCP():
-		r.noTCP = until
-		what = "tcp"
-	default:
-		r.noUDP = until
+		off, what = &r.noTCP, "tcp"
 	}
-	r.setJoin()
+	if off != nil {
+		if *off != 0 {
+			return // another run of the same batch: said already
+		}
+		*off = until
+		r.setJoin()
+	}
 	r.p.log.Warn("the device refuses joined packets; writing them one by one",
 		slog.String("what", what), slog.String("error", e.Error()), slog.Duration("for", learnTime))
 }

@@ -74,26 +74,31 @@ func rawIPSocket(family int) (int, error) {
 	return fd, nil
 }
 
-// setUpSocket sets what every sending socket needs. Path MTU discovery as
-// flannel's kernel default has it: DF set until a path MTU is known, outer
-// fragments above it. The error queue tells of ICMP errors, and with it on,
-// ENOBUFS is reported instead of hidden.
+// setUpSocket sets what every sending socket needs: DF on all outer packets, so
+// that a smaller path MTU is reported and not silently fragmented, and the
+// error queue, which tells of such reports. With it on, ENOBUFS is reported
+// instead of hidden.
 func (p *rawPath) setUpSocket(fd int) error {
-	type opt struct{ level, name, value int }
-	opts := []opt{
-		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_WANT},
-		{unix.IPPROTO_IP, unix.IP_RECVERR, 1},
+	if err := p.setPMTUDiscovery(fd, unix.IP_PMTUDISC_DO); err != nil {
+		return fmt.Errorf("set path MTU discovery: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_RECVERR", err)
 	}
 	if p.family == unix.AF_INET6 {
-		opts = append(opts, opt{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_WANT},
-			opt{unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1})
-	}
-	for _, o := range opts {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return fmt.Errorf("setsockopt level %d option %d: %w", o.level, o.name, err)
-		}
+		return os.NewSyscallError("setsockopt IPV6_RECVERR", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1))
 	}
 	return nil
+}
+
+// setPMTUDiscovery sets IP_MTU_DISCOVER; the values are the same for IPv6.
+func (p *rawPath) setPMTUDiscovery(fd, mode int) error {
+	if p.family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, mode); err != nil {
+			return err
+		}
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, mode)
 }
 
 // sourcePort makes a socket on a free port of the same address, for sending.

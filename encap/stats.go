@@ -130,7 +130,7 @@ type Stats struct {
 	TX Direction // host to network
 	RX Direction // network to host
 
-	Drops Drops
+	Drops Drops // lost packets and datagrams by reason
 
 	Waits       uint64 // times the engine asked the system to wait for work
 	ICMPSent    uint64 // ICMP errors made for senders
@@ -146,13 +146,17 @@ func (s *Stats) SystemCalls() uint64 {
 	return s.TX.DeviceCalls + s.TX.Batches + s.TX.EmptyAttempts + s.RX.DeviceCalls + s.RX.Batches + s.RX.EmptyAttempts + s.Waits
 }
 
-// Add returns the sum of two engines' counters.
+// Add returns the sum of two engines' counters; of PeakBatch, which is no
+// count, the larger.
 func (s Stats) Add(o Stats) Stats {
 	a, b := s.flat(), o.flat()
 	for i := range a {
 		a[i] += b[i]
 	}
-	return unflat(a)
+	sum := unflat(a)
+	sum.TX.PeakBatch = max(s.TX.PeakBatch, o.TX.PeakBatch)
+	sum.RX.PeakBatch = max(s.RX.PeakBatch, o.RX.PeakBatch)
+	return sum
 }
 
 // numPlain is the number of counters besides Drops.

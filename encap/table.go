@@ -168,7 +168,8 @@ type snapshot struct {
 
 type level4 struct {
 	mask  uint32
-	shift uint8
+	host  uint8 // host bits: 32 - prefix length
+	shift uint8 // of a hash to an index
 	slots []slot4
 }
 
@@ -179,6 +180,7 @@ type slot4 struct {
 
 type level6 struct {
 	hi, lo uint64 // mask
+	host   uint8  // host bits of the half that the prefix ends in
 	shift  uint8
 	slots  []slot6
 }
@@ -196,7 +198,7 @@ func (s *snapshot) lookup4(a uint32) *peer {
 	for i := range s.v4 {
 		l := &s.v4[i]
 		k := a & l.mask
-		for at := hash32(k) >> l.shift; ; at++ {
+		for at := l.home(k); ; at++ {
 			e := &l.slots[at&uint32(len(l.slots)-1)]
 			if e.peer == nil {
 				break
@@ -214,7 +216,7 @@ func (s *snapshot) lookup6(hi, lo uint64) *peer {
 	for i := range s.v6 {
 		l := &s.v6[i]
 		h, o := hi&l.hi, lo&l.lo
-		for at := hash128(h, o) >> l.shift; ; at++ {
+		for at := l.home(h, o); ; at++ {
 			e := &l.slots[at&uint32(len(l.slots)-1)]
 			if e.peer == nil {
 				break
@@ -239,11 +241,23 @@ func (s *snapshot) lookupAddr(a netip.Addr) *peer {
 	return s.lookup6(v.hi, v.lo)
 }
 
+// home is where the search for k begins. The host bits, all zero, are shifted
+// out: Fibonacci hashing spreads consecutive numbers evenly, and the subnets of
+// a network are consecutive numbers.
+func (l *level4) home(k uint32) uint32 { return hash32(k>>l.host) >> l.shift }
+
+func (l *level6) home(hi, lo uint64) uint32 {
+	if l.lo == 0 {
+		return hash128(0, hi>>l.host) >> l.shift
+	}
+	return hash128(hi, lo>>l.host) >> l.shift
+}
+
 // Multiplicative hashing; the high bits are the good ones, hence the shifts.
 func hash32(k uint32) uint32 { return k * 0x9e3779b1 }
 
 func hash128(hi, lo uint64) uint32 {
-	return uint32(((hi ^ lo*0xff51afd7ed558ccd) * 0x9e3779b97f4a7c15) >> 32)
+	return uint32((hi*0xff51afd7ed558ccd + lo*0x9e3779b97f4a7c15) >> 32)
 }
 
 // tableBits returns log2 of the slots for n entries: at most half are in use.
@@ -343,20 +357,21 @@ func (s *snapshot) index(owner map[netip.Prefix]*peer) {
 		if n := n4[l]; n > 0 {
 			b := tableBits(n)
 			at4[l] = len(s.v4)
-			s.v4 = append(s.v4, level4{mask: uint32(^uint64(0) << (32 - l)), shift: uint8(32 - b), slots: make([]slot4, 1<<b)})
+			s.v4 = append(s.v4, level4{mask: uint32(^uint64(0) << (32 - l)), host: uint8(32 - l), shift: uint8(32 - b), slots: make([]slot4, 1<<b)})
 		}
 	}
 	for l := 128; l >= 0; l-- {
 		if n := n6[l]; n > 0 {
 			b := tableBits(n)
 			at6[l] = len(s.v6)
-			hi, lo := ^uint64(0), uint64(0)
+			hi, lo, host := ^uint64(0), uint64(0), 64-l
 			if l <= 64 {
-				hi = ^uint64(0) << (64 - l) // a shift by 64 gives 0
+				hi = ^uint64(0) << host // a shift by 64 gives 0
 			} else {
-				lo = ^uint64(0) << (128 - l)
+				host = 128 - l
+				lo = ^uint64(0) << host
 			}
-			s.v6 = append(s.v6, level6{hi: hi, lo: lo, shift: uint8(32 - b), slots: make([]slot6, 1<<b)})
+			s.v6 = append(s.v6, level6{hi: hi, lo: lo, host: uint8(host), shift: uint8(32 - b), slots: make([]slot6, 1<<b)})
 		}
 	}
 	for pr, p := range owner {
@@ -371,7 +386,7 @@ func (s *snapshot) index(owner map[netip.Prefix]*peer) {
 }
 
 func (l *level4) insert(k uint32, p *peer) {
-	for at := hash32(k) >> l.shift; ; at++ {
+	for at := l.home(k); ; at++ {
 		if e := &l.slots[at&uint32(len(l.slots)-1)]; e.peer == nil {
 			*e = slot4{k, p}
 			return
@@ -380,7 +395,7 @@ func (l *level4) insert(k uint32, p *peer) {
 }
 
 func (l *level6) insert(hi, lo uint64, p *peer) {
-	for at := hash128(hi, lo) >> l.shift; ; at++ {
+	for at := l.home(hi, lo); ; at++ {
 		if e := &l.slots[at&uint32(len(l.slots)-1)]; e.peer == nil {
 			*e = slot6{hi, lo, p}
 			return

@@ -13,7 +13,7 @@ import (
 //	EAGAIN                 the socket is full: the batch waits for POLLOUT
 //	ENOBUFS, ENOMEM        the device is full: the batch waits backoffTime, a few times
 //	an error of the past   (ICMP, from the error queue): read it, send again
-//	EMSGSIZE of a train    path MTU: learn it, send datagram by datagram (in fragments)
+//	EMSGSIZE               path MTU: learn it, send datagram by datagram, in fragments
 //	EIO, EINVAL of a train offload trouble: no trains to that peer for learnTime,
 //	                       send datagram by datagram
 //	anything else          that datagram can't be sent: drop it, go on with the next
@@ -59,30 +59,72 @@ func (t *txState) refused(e unix.Errno) (blocked bool, err error) {
 	if isBroken(e) {
 		return false, socketError("send", e)
 	}
-	// The error may be about an earlier datagram: the socket reports it once,
-	// on whatever call comes next.
-	if t.p.drainErrors(t.p.socks[m.sock]) && !m.retried {
-		m.retried = true
+	if t.ofThePast(m, e) {
 		return false, nil
 	}
-	if m.segs == 1 {
-		t.drop(m, t.p.unsendable(m.peer, e))
+	switch {
+	case t.fragment(m, e):
+		if m.segs == 1 {
+			return false, nil
+		}
+	case m.segs == 1 || isICMP(e):
+		t.drop(m, unsendable(e))
 		return false, nil
-	}
-	t.p.core.stats.Replays++
-	if e == unix.EMSGSIZE && t.learnPathMTU(m) {
-		t.tellFirst(m)
-		t.p.core.stats.Fragmented += uint64(m.segs)
-	} else if m.peer.setGSOOff() {
+	case isOffload(e) && m.peer.setGSOOff():
 		t.p.log.Warn("segmentation offload is refused; sending datagrams one by one",
 			slog.String("peer", m.peer.Endpoint.String()), slog.String("error", e.Error()), slog.Duration("for", learnTime))
 	}
+	t.p.core.stats.Replays++
 	m.replay = 0
 	return false, nil
 }
 
+// fragment reports whether m was refused because it is larger than the path
+// MTU, and makes it go in outer fragments then. Before Linux 6.14 a train was
+// refused with EINVAL for that.
+func (t *txState) fragment(m *txMessage, e unix.Errno) bool {
+	if (e != unix.EMSGSIZE && e != unix.EINVAL) || m.frag || !t.learnPathMTU(m) {
+		return false
+	}
+	t.tellFirst(t.p.table.cur.Load(), t.sent)
+	t.p.core.stats.Fragmented += uint64(m.segs - max(m.replay, 0))
+	m.frag = true
+	return true
+}
+
+// maxRetries is how often in a row errors of the past are believed to be that.
+const maxRetries = 6
+
+// ofThePast reports whether errno e may be about an earlier datagram, maybe to
+// another peer: an ICMP error is reported once, on whatever call comes next.
+// Then the same call is worth another try.
+func (t *txState) ofThePast(m *txMessage, e unix.Errno) bool {
+	queued := t.p.drainErrors(t.p.socks[m.sock])
+	if (!queued && !isICMP(e)) || m.retries >= maxRetries {
+		return false
+	}
+	m.retries++
+	return true
+}
+
+// isICMP says that e is what the kernel makes of an ICMP error
+// (net/ipv4/icmp.c icmp_err_convert, net/ipv6/icmp.c icmpv6_err_convert), or
+// of having no route: nothing about the message itself.
+func isICMP(e unix.Errno) bool {
+	switch e {
+	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENONET, unix.ENOPROTOOPT, unix.EPROTO, unix.EACCES:
+		return true
+	}
+	return false
+}
+
+// isOffload says that e is how the kernel or a driver refuses to segment.
+func isOffload(e unix.Errno) bool {
+	return e == unix.EIO || e == unix.EINVAL || e == unix.EOPNOTSUPP || e == unix.EMSGSIZE
+}
+
 // unsendable names why a single datagram could not be sent.
-func (p *rawPath) unsendable(pr *peer, e unix.Errno) Drop {
+func unsendable(e unix.Errno) Drop {
 	if e == unix.EMSGSIZE {
 		return DropTooBig
 	}
@@ -104,11 +146,11 @@ func (t *txState) replay(m *txMessage) (blocked bool, err error) {
 	st := &t.p.core.stats.TX
 	h := t.msgs[t.sent].hdr
 	one := &t.scratch[0]
-	retried := false
+	m.retries = 0
 	for m.replay < m.segs {
-		iov, n, bytes := t.segment(m, m.replay)
+		iov, n, bytes := t.segment(t.sent, m.replay)
 		one.hdr = msghdr{name: h.name, namelen: h.namelen, iov: addr(iov), iovlen: uintptr(n)}
-		_, e := t.p.sys.sendmmsg(t.p.socks[m.sock], one, 1)
+		_, e := t.call(m, one, 1)
 		switch {
 		case e == 0:
 			t.attempts = 0
@@ -117,7 +159,7 @@ func (t *txState) replay(m *txMessage) (blocked bool, err error) {
 			st.Packets++
 			st.Bytes += uint64(bytes)
 			m.replay++
-			retried = false
+			m.retries = 0
 			continue
 		case e == unix.EINTR:
 			continue
@@ -132,22 +174,21 @@ func (t *txState) replay(m *txMessage) (blocked bool, err error) {
 			t.p.core.stats.Drops[DropNoBuffers]++
 		case isBroken(e):
 			return false, socketError("send", e)
-		case t.p.drainErrors(t.p.socks[m.sock]) && !retried:
-			retried = true
+		case t.fragment(m, e), t.ofThePast(m, e):
 			continue
 		default:
-			t.p.core.stats.Drops[t.p.unsendable(m.peer, e)]++
+			t.p.core.stats.Drops[unsendable(e)]++
 		}
 		m.replay++
-		retried = false
+		m.retries = 0
 	}
 	t.sent++
 	return false, nil
 }
 
-// segment returns segment i of m as iovecs in t.cut.
-func (t *txState) segment(m *txMessage, i int) (iov *iovec, n, bytes int) {
-	first := t.firstIovec(t.sent)
+// segment returns segment i of message k as iovecs in t.cut.
+func (t *txState) segment(k, i int) (iov *iovec, n, bytes int) {
+	m, first := &t.meta[k], t.firstIovec(k)
 	if m.pairs {
 		a, b := t.iovs[first+2*i], t.iovs[first+2*i+1]
 		t.cut[0], t.cut[1] = a, b
@@ -193,25 +234,33 @@ func (p *rawPath) askPathMTU(pr *peer) (int, error) {
 	return unix.GetsockoptInt(p.probe, unix.IPPROTO_IP, unix.IP_MTU)
 }
 
+// minPathMTU is below what nobody may talk us: Linux' net.ipv4.route.min_pmtu,
+// and for IPv6 its smallest MTU (RFC 8200 section 5).
+const minPathMTU4, minPathMTU6 = 552, 1280
+
 func (p *rawPath) notePathMTU(pr *peer, mtu int) {
+	if pr.v6 {
+		mtu = max(mtu, minPathMTU6)
+	} else {
+		mtu = max(mtu, minPathMTU4)
+	}
 	if pr.setPathMTU(mtu) {
 		p.core.stats.PathMTUs++
 		p.log.Info("path MTU learnt", slog.String("peer", pr.Endpoint.String()), slog.Int("mtu", mtu))
 	}
 }
 
-// tellFirst reports the path MTU to the sender of the first segment of m.
-func (t *txState) tellFirst(m *txMessage) {
-	if t.p.cfg.NoICMP {
-		return
-	}
-	iov, n, _ := t.segment(m, 0)
+// tellFirst reports the path MTU to the sender of the first segment of message
+// k. The segment is quoted, not the super-packet it was cut from, whose header
+// is not whole any more.
+func (t *txState) tellFirst(s *snapshot, k int) {
+	m := &t.meta[k]
+	iov, n, _ := t.segment(k, 0)
 	b := t.quote[:0]
-	for i := range n {
-		v := &pairAt(iov, n)[i]
-		b = append(b, bytesAt(v, min(int(v.len), icmpMax6-len(b)))...)
+	for _, v := range pairAt(iov, n) {
+		b = append(b, bytesAt(&v, min(int(v.len), icmpMax6-len(b)))...)
 	}
-	t.p.tooBig(t.p.table.cur.Load(), b, m.peer, m.peer.pathMTU())
+	t.p.tooBig(s, b, m.seg, m.peer, m.peer.pathMTU())
 }
 
 // drainErrors reads the error queue of socket fd. It returns whether there was
@@ -253,8 +302,8 @@ func (p *rawPath) pathMTUReport(q queuedError) {
 		p.notePathMTU(pr, mtu)
 		// The datagram is lost. If enough of it came back, its sender can
 		// be told now; otherwise the next one tells it.
-		if len(q.data) >= offload.IPv4Len+8 {
-			p.tooBig(s, q.data, pr, mtu)
+		if len(q.data) >= offload.IPv4Len+8 && s.destPeer(q.data) == pr {
+			p.tooBig(s, q.data, packetMax, pr, mtu)
 		}
 		return
 	}

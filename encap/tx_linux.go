@@ -55,6 +55,7 @@ type txState struct {
 	scratch  []mmsghdr // one, for replays
 	cut      []iovec   // two, for replays
 	quote    []byte    // what an ICMP error quotes
+	huge     [256]byte // headers of a super-packet whose segments are too large
 }
 
 // txMessage is what the engine knows of a message beside its msghdr.
@@ -66,7 +67,8 @@ type txMessage struct {
 	sock    int  // which socket it leaves by
 	pairs   bool // iovecs alternate header, payload; else they hold whole packets
 	closed  bool // no packet can join the train
-	retried bool // an old error was in the way once
+	frag    bool // larger than the path MTU: goes in outer fragments
+	retries int  // sends that old errors were in the way of
 	replay  int  // segments sent so far of a message that goes one by one; -1: it goes whole
 }
 
@@ -210,12 +212,13 @@ func (t *txState) packet(s *snapshot, p []byte) {
 // message of its own.
 func (t *txState) single(s *snapshot, p []byte, pr *peer, pmtu int) Drop {
 	if len(p) > maxUDPPayload {
-		t.p.tooBig(s, p, pr, maxUDPPayload+pr.overhead)
+		t.p.tooBig(s, p, len(p), pr, maxUDPPayload+pr.overhead)
 		return DropTooBig
 	}
 	sock := t.socket(p)
-	if pmtu != 0 && len(p)+pr.overhead > pmtu {
-		t.p.tooBig(s, p, pr, pmtu)
+	frag := pmtu != 0 && len(p)+pr.overhead > pmtu
+	if frag {
+		t.p.tooBig(s, p, len(p), pr, pmtu)
 		t.p.core.stats.Fragmented++
 	} else if t.n > 0 && t.extend(p, pr, sock) {
 		return DropNone
@@ -224,7 +227,7 @@ func (t *txState) single(s *snapshot, p []byte, pr *peer, pmtu int) Drop {
 		return DropUnreachable
 	}
 	m := &t.meta[t.n]
-	m.closed = pmtu != 0 && len(p)+pr.overhead > pmtu
+	m.frag, m.closed = frag, frag
 	t.add(addr(&p[0]), len(p))
 	m.segs, m.bytes = 1, len(p)
 	t.n++
@@ -261,6 +264,10 @@ func (t *txState) extend(p []byte, pr *peer, sock int) bool {
 func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu int) Drop {
 	sp := &t.split
 	sock := t.socket(p)
+	head := t.quote[:0]
+	if int(v.GSOSize) > maxUDPPayload-len(t.huge) { // Start changes headers
+		head = t.huge[:copy(t.huge[:], p)]
+	}
 	if err := sp.Start(p, v); err != nil {
 		return DropBadPacket
 	}
@@ -272,19 +279,21 @@ func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu 
 		seg = len(p)
 	}
 	if seg > maxUDPPayload {
-		t.p.tooBig(s, p, pr, maxUDPPayload+pr.overhead)
+		copy(p, head)
+		t.p.tooBig(s, p, seg, pr, maxUDPPayload+pr.overhead)
 		return DropTooBig
 	}
 	t.p.core.stats.TX.SuperPackets++
 	per := min(t.maxSegs, maxUDPPayload/seg)
-	if pmtu != 0 && seg+pr.overhead > pmtu {
+	frag := pmtu != 0 && seg+pr.overhead > pmtu
+	if frag {
 		// The kernel refuses to segment what it would have to fragment.
-		t.tellSuper(s, p, pr, pmtu)
 		t.p.core.stats.Fragmented += uint64(n)
 		per = 1
 	} else if t.p.cfg.Without&SegmentOffload != 0 || pr.gsoOff() {
 		per = 1
 	}
+	first := t.n
 	messages := (n + per - 1) / per
 	per = (n + messages - 1) / messages
 	for left := n; left > 0; left -= per {
@@ -292,7 +301,7 @@ func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu 
 			return DropUnreachable
 		}
 		m := &t.meta[t.n]
-		m.pairs, m.closed = true, true
+		m.pairs, m.closed, m.frag = true, true, frag
 		m.segs = min(per, left)
 		for range m.segs {
 			h := t.hdrs[t.hdrUsed : t.hdrUsed+hl]
@@ -309,19 +318,10 @@ func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu 
 		}
 		t.n++
 	}
+	if frag {
+		t.tellFirst(s, first)
+	}
 	return DropNone
-}
-
-// tellSuper reports a path MTU about the first segment of a super-packet that
-// Splitter.Start has changed: the lengths that it cleared are put back first.
-func (t *txState) tellSuper(s *snapshot, p []byte, pr *peer, pmtu int) {
-	if p[0]>>4 == 4 {
-		binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
-	}
-	t.p.tooBig(s, p, pr, pmtu)
-	if p[0]>>4 == 4 {
-		p[2], p[3] = 0, 0
-	}
 }
 
 // message starts a message to pr at t.msgs[t.n]; false if the socket's address
@@ -359,7 +359,7 @@ func (t *txState) socket(p []byte) int {
 	} else {
 		be := binary.BigEndian
 		h = hash128(be.Uint64(p[8:])^be.Uint64(p[24:])*31, be.Uint64(p[16:])^be.Uint64(p[32:])*31)
-		if p[6] == offload.ProtoTCP || p[6] == offload.ProtoUDP {
+		if len(p) >= offload.IPv6Len+4 && (p[6] == offload.ProtoTCP || p[6] == offload.ProtoUDP) {
 			h = hash32(h>>7 ^ be.Uint32(p[40:]))
 		}
 	}
@@ -380,10 +380,10 @@ func (t *txState) send() error {
 			continue
 		}
 		end := t.sent + 1
-		for end < t.n && t.meta[end].sock == m.sock && t.meta[end].replay < 0 {
+		for end < t.n && t.meta[end].sock == m.sock && t.meta[end].replay < 0 && t.meta[end].frag == m.frag {
 			end++
 		}
-		n, e := t.p.sys.sendmmsg(t.p.socks[m.sock], &t.msgs[t.sent], end-t.sent)
+		n, e := t.call(m, &t.msgs[t.sent], end-t.sent)
 		if e != 0 {
 			if blocked, err := t.refused(e); blocked || err != nil {
 				return err
@@ -395,6 +395,19 @@ func (t *txState) send() error {
 	}
 	t.ring.Consume(t.ring.Pending())
 	return nil
+}
+
+// call is sendmmsg for n messages at mm that are like m. Outer packets have DF
+// set (a message of several always would lose it otherwise, net/ipv4/ip_output.c
+// __ip_make_skb), so for those that need fragments it is lifted meanwhile.
+func (t *txState) call(m *txMessage, mm *mmsghdr, n int) (int, unix.Errno) {
+	fd := t.p.socks[m.sock]
+	if !m.frag {
+		return t.p.sys.sendmmsg(fd, mm, n)
+	}
+	t.p.setPMTUDiscovery(fd, unix.IP_PMTUDISC_WANT)
+	defer t.p.setPMTUDiscovery(fd, unix.IP_PMTUDISC_DO)
+	return t.p.sys.sendmmsg(fd, mm, n)
 }
 
 // count books n messages that left with one call.

@@ -201,6 +201,10 @@ type Queue struct {
 // Device returns the device that the queue belongs to.
 func (q *Queue) Device() *Device { return q.dev }
 
+// Wrapped reports whether the queue is a wireguard/tun Device's, see [Wrap]: it
+// is used by Wait, Packet, Release and Write. Otherwise it has a descriptor.
+func (q *Queue) Wrapped() bool { return q.pump != nil }
+
 // FD returns the queue's non-blocking descriptor for raw reads and writes, and
 // whether there is one. It stays the device's: duplicate it to keep it.
 func (q *Queue) FD() (fd int, ok bool) {

@@ -316,7 +316,7 @@ func compareReal(t *testing.T, cut *cutter, super []superSeen) {
 	const most = 60
 	j := offload.NewJoiner(offload.JoinConfig{Packets: 4000, NoUDP: !cut.in.uso})
 	b := newBatch()
-	segments, withCWR, bytes := 0, 0, 0
+	segments, withCWR := 0, 0
 	for i, s := range super {
 		if s.v.GSOType&offload.GSOECN != 0 {
 			withCWR++
@@ -333,7 +333,6 @@ func compareReal(t *testing.T, cut *cutter, super []superSeen) {
 			}
 		}
 		segments += len(got)
-		bytes += len(s.p)
 	}
 	if len(super) == 0 || segments < 2 {
 		t.Fatalf("%d super-packets seen, of %d segments: nothing is compared", len(super), segments)

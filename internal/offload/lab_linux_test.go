@@ -90,9 +90,8 @@ func openTUN(t *testing.T, ns *netlab.NS, name string, mtu int, offloads bool) *
 	return d
 }
 
-// read returns the next packet, or nil when none comes before the deadline or
-// stop, if it is a descriptor, becomes readable. The bytes are good until the
-// next call.
+// read returns the next packet, or nil when none comes before the deadline. The
+// bytes are good until the next call.
 func (d *device) read(deadline time.Time) (offload.Virtio, []byte, error) {
 	for {
 		n, err := unix.Read(d.fd, d.buf)

@@ -1,0 +1,48 @@
+package encap
+
+import (
+	"net"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawHost plays the host of a raw path whose device is a script and whose
+// socket is real.
+type rawHost struct {
+	*scriptTUN
+	t testing.TB
+}
+
+func (h rawHost) send(p []byte)          { h.push(tunRead{p: p}) }
+func (h rawHost) more() <-chan struct{}  { return h.wrote }
+func (h rawHost) packets() (ps [][]byte) { return cutAll(h.t, h.take()) }
+
+// rawNode makes nodes of the raw path.
+func rawNode() nodeKind {
+	return nodeKind{"raw", func(t testing.TB, conn *net.UDPConn, table *Table, cfg Config) (*Engine, testHost) {
+		t.Helper()
+		event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(event) })
+		e, err := New(fakeQueue(event), conn, table, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &scriptTUN{event: event, wrote: make(chan struct{}, 1)}
+		p := e.path.(*rawPath)
+		p.sys.readv, p.sys.writev = d.readv, d.writev
+		for _, fd := range []*int{&p.rawIP4, &p.rawIP6} {
+			if *fd >= 0 {
+				unix.Close(*fd)
+				*fd = -1
+			}
+		}
+		return e, rawHost{d, t}
+	}}
+}
+
+// nodeKinds are all paths of this system.
+func nodeKinds() []nodeKind { return []nodeKind{rawNode(), portableNode(32), portableNode(1)} }
