@@ -193,9 +193,7 @@ func TestRealDeviceWithPortable(t *testing.T) {
 	}
 	xAt := conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	table := newTable(t, Peer{Endpoint: y.at, Subnets: subnetsA()})
-	if err := y.table.Replace(subnetsA(), []Peer{{Endpoint: xAt, Subnets: localSubnets()}}); err != nil {
-		t.Fatal(err)
-	}
+	y.peers(t, Peer{Endpoint: xAt, Subnets: localSubnets()})
 	x, err := New(dev.Queues()[0], conn, table, Config{})
 	if err != nil {
 		t.Fatal(err)

@@ -21,9 +21,7 @@ import (
 func flood(t testing.TB, n *node) (stop func()) {
 	t.Helper()
 	f := newReceiver(t, "127.0.0.1:0")
-	if err := n.table.Replace(localSubnets(), []Peer{{Endpoint: f.at, Subnets: subnetsA()}}); err != nil {
-		t.Fatal(err)
-	}
+	n.peers(t, Peer{Endpoint: f.at, Subnets: subnetsA()})
 	quit := make(chan struct{})
 	var wg sync.WaitGroup
 	running := func() bool {
@@ -85,6 +83,8 @@ func TestCancel(t *testing.T) {
 				n := k.newNode(t, "127.0.0.1:0", Config{}, localSubnets())
 				if busy {
 					defer flood(t, n)()
+				} else {
+					n.peers(t)
 				}
 				if err := n.end(t); err != nil {
 					t.Errorf("Run: %v", err)
@@ -222,6 +222,8 @@ func TestWrappedDeviceCloses(t *testing.T) {
 				n := k.newNode(t, "127.0.0.1:0", Config{}, localSubnets())
 				if busy {
 					defer flood(t, n)()
+				} else {
+					n.peers(t)
 				}
 				n.host.(*memTUN).Close()
 				if err := n.wait(t); !errors.Is(err, ErrDevice) || errors.Is(err, ErrSocket) {
@@ -240,9 +242,7 @@ func TestWrappedDeviceRefuses(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			n := k.newNode(t, "127.0.0.1:0", Config{}, localSubnets())
 			f := newReceiver(t, "127.0.0.1:0")
-			if err := n.table.Replace(localSubnets(), []Peer{{Endpoint: f.at, Subnets: subnetsA()}}); err != nil {
-				t.Fatal(err)
-			}
+			n.peers(t, Peer{Endpoint: f.at, Subnets: subnetsA()})
 			down := errors.New("interface is down")
 			m := n.host.(*memTUN)
 			m.fail.Store(&down)

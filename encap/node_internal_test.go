@@ -50,8 +50,8 @@ type nodeKind struct {
 	make func(t testing.TB, conn *net.UDPConn, table *Table, cfg Config) (*Engine, testHost)
 }
 
-// newNode starts a node with a socket on addr. The table is empty but for the
-// local subnets.
+// newNode makes a node with a socket on addr. Its table is empty but for the
+// local subnets; peers start it.
 func (k nodeKind) newNode(t testing.TB, addr string, cfg Config, local []netip.Prefix) *node {
 	t.Helper()
 	conn, err := Listen(port(addr), ListenConfig{})
@@ -63,14 +63,23 @@ func (k nodeKind) newNode(t testing.TB, addr string, cfg Config, local []netip.P
 		t.Fatal(err)
 	}
 	n.e, n.host = k.make(t, conn, n.table, cfg)
-	var ctx context.Context
-	ctx, n.stop = context.WithCancel(context.Background())
+	n.stop = sync.OnceFunc(func() { n.err = n.e.Close(); close(n.ended) }) // until it is started
+	t.Cleanup(func() { n.end(t) })
+	return n
+}
+
+// peers gives the node its peers and starts it.
+func (n *node) peers(t testing.TB, peers ...Peer) {
+	t.Helper()
+	if err := n.table.Replace(n.table.Local(), peers); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop = cancel
 	go func() {
 		defer close(n.ended)
 		n.err = n.e.Run(ctx)
 	}()
-	t.Cleanup(func() { n.end(t) })
-	return n
 }
 
 // end stops the node and returns what Run did.
@@ -228,18 +237,13 @@ func leaks(t testing.TB) {
 	t.Errorf("%d goroutines are left:\n%s", len(left), strings.Join(left, "\n\n"))
 }
 
-// flannel is a peer that is no engine of ours.
+// newFlannels starts a node among hosts that are no engines of ours.
 func newFlannels(t testing.TB, n *node) map[string]receiver {
 	t.Helper()
 	fs := map[string]receiver{hostA: newReceiver(t, "127.0.0.1:0"), stranger: newReceiver(t, "127.0.0.3:0"), hostB: newReceiver(t, "127.0.0.2:0")}
 	fs[hostC] = newReceiver(t, "127.0.0.1:0")
-	err := n.table.Replace(localSubnets(), []Peer{
-		{Endpoint: fs[hostA].at, Subnets: subnetsA()}, {Endpoint: fs[hostB].at, Subnets: subnetsB()},
-		{Endpoint: fs[hostC].at, Subnets: prefixes("10.4.0.0/16")},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n.peers(t, Peer{Endpoint: fs[hostA].at, Subnets: subnetsA()}, Peer{Endpoint: fs[hostB].at, Subnets: subnetsB()},
+		Peer{Endpoint: fs[hostC].at, Subnets: prefixes("10.4.0.0/16")})
 	return fs
 }
 

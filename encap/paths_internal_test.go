@@ -125,13 +125,8 @@ func pair(t testing.TB, k1, k2 nodeKind, addr string, cfg Config) (x, y *node) {
 	t.Helper()
 	x = k1.newNode(t, addr, cfg, localSubnets())
 	y = k2.newNode(t, addr, cfg, subnetsA())
-	connect := func(n *node, local []netip.Prefix, to *node, subnets []netip.Prefix) {
-		if err := n.table.Replace(local, []Peer{{Endpoint: to.at, Subnets: subnets}}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	connect(x, localSubnets(), y, subnetsA())
-	connect(y, subnetsA(), x, localSubnets())
+	x.peers(t, Peer{Endpoint: y.at, Subnets: subnetsA()})
+	y.peers(t, Peer{Endpoint: x.at, Subnets: localSubnets()})
 	return x, y
 }
 
@@ -193,9 +188,7 @@ func TestPathsDual(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			n := k.newNode(t, "[::]:0", Config{}, localSubnets())
 			f4, f6 := newReceiver(t, "127.0.0.1:0"), newReceiver(t, "[::1]:0")
-			if err := n.table.Replace(localSubnets(), []Peer{{Endpoint: f4.at, Subnets: subnetsA()}, {Endpoint: f6.at, Subnets: subnetsB()}}); err != nil {
-				t.Fatal(err)
-			}
+			n.peers(t, Peer{Endpoint: f4.at, Subnets: subnetsA()}, Peer{Endpoint: f6.at, Subnets: subnetsB()})
 			to4 := udp4(pattern(80, 1))
 			to6 := udp4(pattern(80, 2)).toB()
 			n.host.send(to4.packet())
@@ -234,9 +227,7 @@ func TestPathsWrongFamily(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			n := k.newNode(t, "127.0.0.1:0", Config{}, localSubnets())
 			f := newReceiver(t, "127.0.0.1:0")
-			if err := n.table.Replace(localSubnets(), []Peer{{Endpoint: f.at, Subnets: subnetsA()}, {Endpoint: port("[2001:db8::1]:8285"), Subnets: subnetsB()}}); err != nil {
-				t.Fatal(err)
-			}
+			n.peers(t, Peer{Endpoint: f.at, Subnets: subnetsA()}, Peer{Endpoint: port("[2001:db8::1]:8285"), Subnets: subnetsB()})
 			for range 3 {
 				n.host.send(udp4(nil).toB().packet())
 				n.host.send(sentinel4())
@@ -260,10 +251,14 @@ func TestPathsReplace(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			n := k.newNode(t, "127.0.0.1:0", Config{}, localSubnets())
 			f := [2]receiver{newReceiver(t, "127.0.0.1:0"), newReceiver(t, "127.0.0.1:0")}
+			n.peers(t, Peer{Endpoint: f[0].at, Subnets: subnetsA()})
 			for i := range 100 {
+				// At rest, so that the next packet is read after Replace.
 				at := f[i%2]
-				if err := n.table.Replace(localSubnets(), []Peer{{Endpoint: at.at, Subnets: subnetsA()}}); err != nil {
-					t.Fatal(err)
+				if i > 0 {
+					if err := n.table.Replace(localSubnets(), []Peer{{Endpoint: at.at, Subnets: subnetsA()}}); err != nil {
+						t.Fatal(err)
+					}
 				}
 				p := udp4(pattern(50, uint32(i))).packet()
 				n.host.send(p)

@@ -300,9 +300,10 @@ func (p *rawPath) pathMTUReport(q queuedError) {
 			}
 		}
 		p.notePathMTU(pr, mtu)
-		// The datagram is lost. If enough of it came back, its sender can
-		// be told now; otherwise the next one tells it.
-		if len(q.data) >= offload.IPv4Len+8 && s.destPeer(q.data) == pr {
+		// The datagram is lost. If enough of it came back, and it is one
+		// that went this way, its sender can be told now; otherwise the
+		// next one tells it.
+		if len(q.data) >= offload.IPv4Len+8 && s.destPeer(q.data) == pr && s.sourcePeer(q.data) == localPeer {
 			p.tooBig(s, q.data, packetMax, pr, mtu)
 		}
 		return

@@ -55,7 +55,6 @@ type txState struct {
 	scratch  []mmsghdr // one, for replays
 	cut      []iovec   // two, for replays
 	quote    []byte    // what an ICMP error quotes
-	huge     [256]byte // headers of a super-packet whose segments are too large
 }
 
 // txMessage is what the engine knows of a message beside its msghdr.
@@ -264,10 +263,6 @@ func (t *txState) extend(p []byte, pr *peer, sock int) bool {
 func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu int) Drop {
 	sp := &t.split
 	sock := t.socket(p)
-	head := t.quote[:0]
-	if int(v.GSOSize) > maxUDPPayload-len(t.huge) { // Start changes headers
-		head = t.huge[:copy(t.huge[:], p)]
-	}
 	if err := sp.Start(p, v); err != nil {
 		return DropBadPacket
 	}
@@ -279,8 +274,10 @@ func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu 
 		seg = len(p)
 	}
 	if seg > maxUDPPayload {
-		copy(p, head)
-		t.p.tooBig(s, p, seg, pr, maxUDPPayload+pr.overhead)
+		h := t.hdrs[t.hdrUsed : t.hdrUsed+hl]
+		pay := sp.Next(h)
+		quote := append(append(t.quote[:0], h...), pay[:icmpMax6-hl]...)
+		t.p.tooBig(s, quote, seg, pr, maxUDPPayload+pr.overhead)
 		return DropTooBig
 	}
 	t.p.core.stats.TX.SuperPackets++
