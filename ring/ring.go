@@ -78,6 +78,10 @@ func New(cfg Config) (*Ring, error) {
 		return nil, fmt.Errorf("ring: new: %d slots of %d+%d bytes are more than %d bytes (use fewer or smaller slots)",
 			cfg.Slots, cfg.Headroom, cfg.SlotSize, maxRegion)
 	}
+	if int64(cfg.Headroom)+int64(cfg.SlotSize) > maxRegion {
+		return nil, fmt.Errorf("ring: new: slots of %d+%d bytes are more than %d bytes (use smaller slots)",
+			cfg.Headroom, cfg.SlotSize, maxRegion)
+	}
 	stride := strideOf(cfg.Headroom + cfg.SlotSize)
 	if int64(stride)*int64(cfg.Slots) > maxRegion {
 		return nil, fmt.Errorf("ring: new: %d slots of %d bytes are more than %d bytes (use fewer or smaller slots)",

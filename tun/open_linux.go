@@ -21,10 +21,11 @@ const tunFTSOECN = 0x08
 
 // osDevice is what a Device on Linux has besides its queues.
 type osDevice struct {
-	nl     *netlink.Handle
-	ns     netns.NsHandle // the device's network namespace
-	index  int
-	fitGSO bool
+	nl      *netlink.Handle
+	ns      netns.NsHandle // the device's network namespace
+	index   int
+	existed bool // Open attached to a persistent device
+	fitGSO  bool
 }
 
 func open(cfg Config) (*Device, error) {
@@ -37,6 +38,9 @@ func open(cfg Config) (*Device, error) {
 	queues := max(cfg.Queues, 1)
 	d := &Device{os: osDevice{ns: netns.None()}, quit: make(chan struct{})}
 	name := cfg.Name
+	if _, err := netlink.LinkByName(name); err == nil {
+		d.os.existed = true
+	}
 	for i := range queues {
 		fd, got, err := openQueue(name, queues > 1)
 		if err != nil {
@@ -59,8 +63,8 @@ func (cfg *Config) check() error {
 	switch {
 	case len(cfg.Name) >= unix.IFNAMSIZ:
 		return fmt.Errorf("tun: open: name %q has %d bytes (at most %d)", cfg.Name, len(cfg.Name), unix.IFNAMSIZ-1)
-	case strings.ContainsAny(cfg.Name, "/ \t\n\x00") || cfg.Name == "." || cfg.Name == "..":
-		return fmt.Errorf("tun: open: name %q is no interface name (no slash, no space)", cfg.Name)
+	case strings.ContainsAny(cfg.Name, "/: \t\n\v\f\r\x00") || cfg.Name == "." || cfg.Name == "..":
+		return fmt.Errorf("tun: open: name %q is no interface name (no slash, colon or space)", cfg.Name)
 	case strings.Count(cfg.Name, "%") > 1 || strings.Contains(cfg.Name, "%") && !strings.Contains(cfg.Name, "%d"):
 		return fmt.Errorf("tun: open: name %q (a name may have one %%d and no other %%)", cfg.Name)
 	case cfg.MTU != 0 && (cfg.MTU < MinMTU || cfg.MTU > MaxMTU):
@@ -116,9 +120,9 @@ func explainSetIff(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%w (another process has the device open, or it is no TUN device)", err)
+		return fmt.Errorf("%w (another process has the device open)", err)
 	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("%w (an interface of that name exists with other flags: delete it, or open it with as many queues as before)", err)
+		return fmt.Errorf("%w (an interface of that name exists and is no TUN device, or has other flags: choose another name, or open it with as many queues as before)", err)
 	case errors.Is(err, unix.E2BIG):
 		return fmt.Errorf("%w (the device has no queue left)", err)
 	}
@@ -141,6 +145,9 @@ func (d *Device) setUp(cfg Config) error {
 	}
 	d.os.index = link.Attrs().Index
 	d.offloads = AllOffloads
+	if cfg.Without&(USO4|USO6) != 0 {
+		cfg.Without |= USO4 | USO6 // the kernel grants both or none
+	}
 	for _, q := range d.queues {
 		d.offloads &= grant(q.fd, AllOffloads&^cfg.Without)
 	}
@@ -152,7 +159,7 @@ func (d *Device) setUp(cfg Config) error {
 	mtu := cfg.MTU
 	if mtu == 0 {
 		mtu = DefaultMTU
-		if link.Attrs().MTU != 1500 { // 1500: fresh from the kernel
+		if d.os.existed {
 			mtu = link.Attrs().MTU
 		}
 	}
@@ -231,8 +238,14 @@ func grant(fd int, want Offloads) Offloads {
 	return 0
 }
 
-func (d *Device) link() (netlink.Link, error) {
-	l, err := d.os.nl.LinkByName(d.name)
+// link looks the device up: by its index, once that is known, because another
+// device may have its name by now.
+func (d *Device) link() (l netlink.Link, err error) {
+	if d.os.index != 0 {
+		l, err = d.os.nl.LinkByIndex(d.os.index)
+	} else {
+		l, err = d.os.nl.LinkByName(d.name)
+	}
 	if err != nil {
 		var nf netlink.LinkNotFoundError
 		if errors.As(err, &nf) {

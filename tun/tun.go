@@ -78,7 +78,8 @@ type Config struct {
 	// wait for the engine before the kernel drops; 0 means
 	// DefaultTxQueueLen, negative leaves the kernel's 500.
 	TxQueueLen int
-	// Without lists offloads that are not asked for.
+	// Without lists offloads that are not asked for. The two USO are granted
+	// together, so without one there is none.
 	Without Offloads
 	// FitGSO limits the super-packets of the device (gso_max_size and
 	// gso_max_segs) to what fits one UDP_SEGMENT send, see GSOLimits: a burst
@@ -104,6 +105,8 @@ type Device struct {
 	wrapped  wgtun.Device // nil on the raw path
 	os       osDevice
 	closed   atomic.Bool
+	use      sync.RWMutex  // held while netlink is used; Close waits for it
+	events   *events       // of a wrapped device
 	quit     chan struct{} // closed by Close
 	closeErr error
 	once     sync.Once
@@ -131,6 +134,8 @@ func (d *Device) Offloads() Offloads { return d.offloads }
 
 // MTU asks the system for the MTU in bytes.
 func (d *Device) MTU() (int, error) {
+	d.use.RLock()
+	defer d.use.RUnlock()
 	if d.closed.Load() {
 		return 0, ErrClosed
 	}
@@ -144,6 +149,8 @@ func (d *Device) MTU() (int, error) {
 // limits with it. A wrapped device returns an error that wraps
 // errors.ErrUnsupported.
 func (d *Device) SetMTU(mtu int) error {
+	d.use.RLock()
+	defer d.use.RUnlock()
 	if d.closed.Load() {
 		return ErrClosed
 	}
@@ -164,6 +171,8 @@ type Event struct {
 // ends, the device is gone or it is closed; then the channel is closed. A slow
 // reader misses intermediate states, never the latest.
 func (d *Device) Watch(ctx context.Context) (<-chan Event, error) {
+	d.use.RLock()
+	defer d.use.RUnlock()
 	if d.closed.Load() {
 		return nil, ErrClosed
 	}
@@ -185,6 +194,8 @@ func (d *Device) Close() error {
 			d.closeErr = d.closeWrapped()
 			return
 		}
+		d.use.Lock()
+		defer d.use.Unlock()
 		d.closeErr = d.osClose()
 	})
 	return d.closeErr
@@ -220,7 +231,8 @@ func (q *Queue) VirtioHeader() bool { return q.vnet }
 
 // GSOLimits returns the largest gso_max_size (bytes) and gso_max_segs with
 // which every TCP super-packet of full segments fits into one UDP_SEGMENT send
-// over an MTU of mtu bytes. One such send carries at most 65507 bytes, the
+// over an MTU of mtu bytes, of about 510 or more (1010 or more before Linux 6.9,
+// which took 64 segments at once instead of 128). One such send carries at most 65507 bytes, the
 // largest UDP payload over IPv4; the kernel's own limit of 64 KiB of TCP
 // payload makes one segment more than fits.
 func GSOLimits(mtu int) (size, segs int) {

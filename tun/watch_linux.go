@@ -29,7 +29,9 @@ func (d *Device) osSetMTU(mtu int) error {
 	if err != nil {
 		return fmt.Errorf("tun: set MTU of %s: %w", d.name, err)
 	}
-	if err := d.os.nl.LinkSetMTU(l, mtu); err != nil {
+	if err := d.os.nl.LinkSetMTU(l, mtu); errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("tun: set MTU of %s: %w", d.name, ErrGone)
+	} else if err != nil {
 		return fmt.Errorf("tun: set MTU of %s to %d: %w", d.name, mtu, err)
 	}
 	if d.os.fitGSO {
@@ -54,6 +56,8 @@ func (d *Device) osWatch(ctx context.Context) (<-chan Event, error) {
 		return nil, fmt.Errorf("tun: watch %s: subscribe to link changes: %w", d.name, err)
 	}
 	out := make(chan Event, 1)
+	_, err = d.link() // now that no deletion can be missed
+	gone := errors.Is(err, ErrGone)
 	go func() {
 		defer close(out)
 		defer func() {
@@ -61,6 +65,10 @@ func (d *Device) osWatch(ctx context.Context) (<-chan Event, error) {
 			for range updates { // the subscription ends only when it is read
 			}
 		}()
+		if gone {
+			send(out, Event{Gone: true})
+			return
+		}
 		var last Event
 		seen := false
 		for {

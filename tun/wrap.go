@@ -45,7 +45,10 @@ func Wrap(d wgtun.Device) (*Device, error) {
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	dev.queues = []*Queue{{dev: dev, fd: -1, pump: p}}
+	mtu, _ := d.MTU()
+	dev.events = &events{last: Event{MTU: mtu}, watchers: map[chan Event]bool{}}
 	go p.run()
+	go dev.drain()
 	return dev, nil
 }
 
@@ -91,11 +94,17 @@ func (p *pump) run() {
 			p.ring.Produce(n)
 			wake(p.filled)
 		}
+		stopped := false
+		select {
+		case <-p.stop:
+			stopped = true
+		default:
+		}
 		switch {
 		case err == nil:
 		case errors.Is(err, wgtun.ErrTooManySegments):
 			// The device cut off what did not fit; what it returned is good.
-		case errors.Is(err, os.ErrClosed):
+		case errors.Is(err, os.ErrClosed) || stopped:
 			p.err = ErrClosed
 			return
 		default:
@@ -137,14 +146,16 @@ func (q *Queue) Wait(ctx context.Context) (int, error) {
 	}
 }
 
-// Packet returns the i-th waiting packet. It belongs to the caller until Release.
+// Packet returns the i-th waiting packet, i below what Wait returned. It belongs
+// to the caller until Release. Only for queues that are Wrapped.
 func (q *Queue) Packet(i int) []byte {
 	p := q.pump
 	pos := p.ring.Tail() + uint32(i)
 	return p.ring.Slot(pos)[:p.sizes[pos&uint32(p.ring.Slots()-1)]]
 }
 
-// Release gives the first n waiting packets back to the queue.
+// Release gives the first n waiting packets back to the queue. Only for queues
+// that are Wrapped.
 func (q *Queue) Release(n int) {
 	q.pump.ring.Consume(n)
 	wake(q.pump.freed)
@@ -188,43 +199,61 @@ func (d *Device) closeWrapped() error {
 	return err
 }
 
-func (d *Device) watchWrapped(ctx context.Context) <-chan Event {
-	out := make(chan Event, 1)
-	go func() {
-		defer close(out)
-		mtu, _ := d.wrapped.MTU()
-		ev := Event{MTU: mtu}
-		send(out, ev)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-d.quit:
-				return
-			case <-d.queues[0].pump.done:
-				ev.Gone = true
-				send(out, ev)
-				return
-			case e, ok := <-d.wrapped.Events():
-				if !ok {
-					ev.Gone = true
-					send(out, ev)
-					return
-				}
-				if e&wgtun.EventUp != 0 {
-					ev.Up = true
-				}
-				if e&wgtun.EventDown != 0 {
-					ev.Up = false
-				}
-				if e&wgtun.EventMTUUpdate != 0 {
-					if m, err := d.wrapped.MTU(); err == nil {
-						ev.MTU = m
-					}
-				}
-				send(out, ev)
+// events hands a wrapped device's events on to all watchers. Somebody has to
+// take them always: some devices block when nobody does.
+type events struct {
+	mu       sync.Mutex
+	last     Event
+	watchers map[chan Event]bool
+}
+
+// drain runs until the device closes its channel.
+func (d *Device) drain() {
+	e := d.events
+	for w := range d.wrapped.Events() {
+		e.mu.Lock()
+		if w&wgtun.EventUp != 0 {
+			e.last.Up = true
+		}
+		if w&wgtun.EventDown != 0 {
+			e.last.Up = false
+		}
+		if w&wgtun.EventMTUUpdate != 0 {
+			if m, err := d.wrapped.MTU(); err == nil {
+				e.last.MTU = m
 			}
 		}
+		for c := range e.watchers {
+			send(c, e.last)
+		}
+		e.mu.Unlock()
+	}
+}
+
+func (d *Device) watchWrapped(ctx context.Context) <-chan Event {
+	out := make(chan Event, 1)
+	e := d.events
+	e.mu.Lock()
+	send(out, e.last)
+	e.watchers[out] = true
+	e.mu.Unlock()
+	go func() {
+		gone := false
+		select {
+		case <-ctx.Done():
+		case <-d.quit:
+		case <-d.queues[0].pump.done:
+			gone = true
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.watchers, out)
+		if gone {
+			ev := e.last
+			ev.Gone = true
+			send(out, ev)
+		}
+		close(out)
 	}()
 	return out
 }

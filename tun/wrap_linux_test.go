@@ -43,7 +43,7 @@ func (b *batchTUN) Events() <-chan wgtun.Event { return b.events }
 func (b *batchTUN) BatchSize() int             { return b.batch }
 
 func (b *batchTUN) Close() error {
-	b.once.Do(func() { close(b.done) })
+	b.once.Do(func() { close(b.done); close(b.events) })
 	return nil
 }
 
