@@ -3,7 +3,6 @@ package encap
 import (
 	"bytes"
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -147,7 +146,7 @@ func (m *memTUN) MTU() (int, error)          { return 1472, nil }
 func (m *memTUN) Name() (string, error)      { return "mem0", nil }
 func (m *memTUN) Events() <-chan wgtun.Event { return m.events }
 func (m *memTUN) BatchSize() int             { return m.batch }
-func (m *memTUN) Close() error               { m.once.Do(func() { close(m.closed) }); return nil }
+func (m *memTUN) Close() error               { m.once.Do(func() { close(m.closed); close(m.events) }); return nil }
 
 func (m *memTUN) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	select {
@@ -304,8 +303,4 @@ func (c receiver) pending(t testing.TB) [][]byte {
 	}
 	ds := c.until(t, marker)
 	return ds[:len(ds)-1]
-}
-
-func isNone(err error, not ...error) bool {
-	return err != nil && !slices.ContainsFunc(not, func(e error) bool { return errors.Is(err, e) })
 }

@@ -147,7 +147,7 @@ func (p *rawPath) run(ctx context.Context) error {
 func (p *rawPath) loop() error {
 	for !p.stop.Load() {
 		busy := false
-		if p.txReady || p.tx.pending() {
+		if (p.txReady || p.tx.pending()) && !p.tx.backingOff() {
 			sent, err := p.tx.pump()
 			if err != nil {
 				return err

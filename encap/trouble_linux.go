@@ -49,7 +49,7 @@ func (t *txState) refused(e unix.Errno) (blocked bool, err error) {
 		return true, nil
 	case unix.ENOBUFS, unix.ENOMEM:
 		if t.attempts++; t.attempts <= maxAttempts {
-			t.backoff = true
+			t.backoff, t.retryAt = true, monotonic()+backoffTime
 			return true, nil
 		}
 		t.attempts = 0
@@ -167,7 +167,7 @@ func (t *txState) replay(m *txMessage) (blocked bool, err error) {
 			return true, nil
 		case e == unix.ENOBUFS || e == unix.ENOMEM:
 			if t.attempts++; t.attempts <= maxAttempts {
-				t.backoff = true
+				t.backoff, t.retryAt = true, monotonic()+backoffTime
 				return true, nil
 			}
 			t.attempts = 0

@@ -49,8 +49,9 @@ type txState struct {
 	iovUsed  int
 	hdrUsed  int
 	maxSegs  int
-	backoff  bool // the device had no buffers: try again soon
-	attempts int  // of that
+	backoff  bool  // the device had no buffers: try again at retryAt
+	retryAt  int64 // monotonic
+	attempts int   // of that
 	split    offload.Splitter
 	scratch  []mmsghdr // one, for replays
 	cut      []iovec   // two, for replays
@@ -112,6 +113,10 @@ func (t *txState) init(p *rawPath) {
 
 // pending reports whether a batch waits for the socket.
 func (t *txState) pending() bool { return t.sent < t.n }
+
+// backingOff reports whether the batch waits for time to pass: inbound traffic
+// must not use up its attempts.
+func (t *txState) backingOff() bool { return t.backoff && monotonic() < t.retryAt }
 
 // pump moves one batch. It returns whether anything was done.
 func (t *txState) pump() (bool, error) {

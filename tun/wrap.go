@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/flannelkit/flannelkit/ring"
 	wgtun "golang.zx2c4.com/wireguard/tun"
@@ -207,26 +208,46 @@ type events struct {
 	watchers map[chan Event]bool
 }
 
-// drain runs until the device closes its channel.
+// drainTime is how long after Close a device gets to end its events.
+const drainTime = time.Second
+
+// drain runs until the device closes its channel, which it should do in Close.
 func (d *Device) drain() {
 	e := d.events
-	for w := range d.wrapped.Events() {
-		e.mu.Lock()
-		if w&wgtun.EventUp != 0 {
-			e.last.Up = true
-		}
-		if w&wgtun.EventDown != 0 {
-			e.last.Up = false
-		}
-		if w&wgtun.EventMTUUpdate != 0 {
-			if m, err := d.wrapped.MTU(); err == nil {
-				e.last.MTU = m
+	var late <-chan time.Time // starts with Close
+	quit := d.quit
+	for {
+		select {
+		case w, ok := <-d.wrapped.Events():
+			if !ok {
+				return
 			}
+			e.tell(d, w)
+		case <-quit:
+			quit, late = nil, time.After(drainTime)
+		case <-late:
+			return
 		}
-		for c := range e.watchers {
-			send(c, e.last)
+	}
+}
+
+// tell notes an event and hands the new state to all watchers.
+func (e *events) tell(d *Device, w wgtun.Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if w&wgtun.EventUp != 0 {
+		e.last.Up = true
+	}
+	if w&wgtun.EventDown != 0 {
+		e.last.Up = false
+	}
+	if w&wgtun.EventMTUUpdate != 0 {
+		if m, err := d.wrapped.MTU(); err == nil {
+			e.last.MTU = m
 		}
-		e.mu.Unlock()
+	}
+	for c := range e.watchers {
+		send(c, e.last)
 	}
 }
 
