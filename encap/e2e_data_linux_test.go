@@ -111,6 +111,7 @@ func fast(st encap.Stats) bool {
 }
 
 func TestE2EData(t *testing.T) {
+	slow(t)
 	mtu := func(n int) netlab.TwoHostsConfig { return netlab.TwoHostsConfig{MTU: n} }
 	for _, tt := range []dataTest{
 		{"mtu 1500", labConfig{}, fast},
@@ -135,6 +136,7 @@ func TestE2EData(t *testing.T) {
 // Every optimisation can be switched off, in the engine and in the device, and
 // nothing but speed changes. M2 makes trains of what was cut.
 func TestE2EDataWithout(t *testing.T) {
+	slow(t)
 	all := encap.SegmentOffload | encap.ReceiveOffload | encap.Trains | encap.JoinTCP | encap.JoinUDP
 	for _, f := range []struct {
 		name  string
@@ -168,6 +170,7 @@ func TestE2EDataWithout(t *testing.T) {
 // Several engines on one device, and several source ports: flows are spread,
 // and each one keeps its order.
 func TestE2EDataSpread(t *testing.T) {
+	slow(t)
 	for _, tt := range []dataTest{
 		{"two engines", labConfig{Engines: 2}, fast},
 		{"two engines and ports", labConfig{Engines: 2, Mode: netlab.M2, Engine: encap.Config{SourcePorts: 64}}, nil},

@@ -169,6 +169,7 @@ func (p *pace) wait() {
 // Datagrams of garbage from a peer's address, of all lengths: none is delivered,
 // none is fatal, and each is counted.
 func TestE2EGarbage(t *testing.T) {
+	slow(t)
 	f := newForger(t, labConfig{})
 	g := newGarbage(f, 11)
 	conn := ipv4.NewPacketConn(f.peer)
@@ -200,6 +201,7 @@ func TestE2EGarbage(t *testing.T) {
 
 // The rest of a million, in trains, as UDP_GRO delivers them.
 func TestE2EGarbageTrains(t *testing.T) {
+	slow(t)
 	f := newForger(t, labConfig{})
 	g := newGarbage(f, 12)
 	rc, err := f.peer.SyscallConn()

@@ -378,3 +378,11 @@ func (s *sniffer) take() (frames [][]byte) {
 		}
 	}
 }
+
+// slow skips a test that takes long, most of all under the race detector.
+func slow(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes some seconds: not with -short")
+	}
+}

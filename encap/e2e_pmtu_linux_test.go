@@ -108,6 +108,7 @@ func (s *side) learns(other *side) {
 // A link in the middle is smaller than both ends: the engine learns it, tells
 // the inner senders, and meanwhile nothing is lost for good.
 func TestE2EPathMTU(t *testing.T) {
+	slow(t)
 	for _, tt := range []struct {
 		name string
 		cfg  labConfig
