@@ -44,6 +44,7 @@ func (p *rawPath) readError(fd int) (q queuedError, ok bool) {
 		if (v4 || v6) && len(m.Data) >= int(unsafe.Sizeof(sockExtendedErr{})) {
 			e := (*sockExtendedErr)(unsafe.Pointer(&m.Data[0]))
 			q.errno = unix.Errno(e.errno)
+			q.origin = e.origin
 			q.mtu = int(e.info)
 		}
 	}

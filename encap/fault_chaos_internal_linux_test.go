@@ -122,6 +122,7 @@ func TestChaos(t *testing.T) {
 // deadPort returns an address where nobody listens.
 func deadPort(t testing.TB, addr string) netip.AddrPort {
 	t.Helper()
+	loopback(t)
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(addr)))
 	if err != nil {
 		t.Fatal(err)

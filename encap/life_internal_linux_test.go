@@ -263,10 +263,7 @@ func (n *node) nextPacket(t testing.TB) []byte {
 }
 
 func TestListenInUse(t *testing.T) {
-	c, err := Listen(port("127.0.0.1:0"), ListenConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := listen(t, "127.0.0.1:0")
 	defer c.Close()
 	at := c.LocalAddr().(*net.UDPAddr).AddrPort()
 	if _, err := Listen(at, ListenConfig{}); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "another flannel or engine has the port") {

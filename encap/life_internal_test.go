@@ -144,10 +144,7 @@ func TestCloseRunning(t *testing.T) {
 func TestCloseUnused(t *testing.T) {
 	for _, k := range nodeKinds() {
 		t.Run(k.name, func(t *testing.T) {
-			conn, err := Listen(port("127.0.0.1:0"), ListenConfig{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := listen(t, "127.0.0.1:0")
 			at := conn.LocalAddr().String()
 			e, _ := k.make(t, conn, NewTable(), Config{})
 			for range 2 {
@@ -176,10 +173,7 @@ func TestCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, k := range nodeKinds() {
-		conn, err := Listen(port("127.0.0.1:0"), ListenConfig{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := listen(t, "127.0.0.1:0")
 		e, _ := k.make(t, conn, NewTable(), Config{})
 		if err := e.Run(ctx); err != nil {
 			t.Errorf("%s: %v", k.name, err)
@@ -331,10 +325,7 @@ func TestNewErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dev.Close()
-	conn, err := Listen(port("127.0.0.1:0"), ListenConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := listen(t, "127.0.0.1:0")
 	defer conn.Close()
 	q, tb := dev.Queues()[0], NewTable()
 	for _, c := range []struct {
@@ -362,6 +353,7 @@ func TestNewErrors(t *testing.T) {
 }
 
 func TestListen(t *testing.T) {
+	loopback(t)
 	for _, c := range []struct {
 		addr netip.AddrPort
 		cfg  ListenConfig

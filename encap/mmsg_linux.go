@@ -8,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file and errqueue_linux.go hold all of the package's unsafe code: the
-// structures that system calls take, and the calls.
+// This file holds the structures that system calls take, and the calls: with
+// errqueue_linux.go and one getsockopt in raw_linux.go all of the package's
+// unsafe code.
 //
 // The structures live in mapped memory beside the packets, and refer to it by
 // number: Go's collector neither scans nor moves it, and filling them needs no

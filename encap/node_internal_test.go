@@ -53,10 +53,7 @@ type nodeKind struct {
 // local subnets; peers start it.
 func (k nodeKind) newNode(t testing.TB, addr string, cfg Config, local []netip.Prefix) *node {
 	t.Helper()
-	conn, err := Listen(port(addr), ListenConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := listen(t, addr)
 	n := &node{table: NewTable(), at: conn.LocalAddr().(*net.UDPAddr).AddrPort(), ended: make(chan struct{})}
 	if err := n.table.Replace(local, nil); err != nil {
 		t.Fatal(err)
@@ -65,6 +62,17 @@ func (k nodeKind) newNode(t testing.TB, addr string, cfg Config, local []netip.P
 	n.stop = sync.OnceFunc(func() { n.err = n.e.Close(); close(n.ended) }) // until it is started
 	t.Cleanup(func() { n.end(t) })
 	return n
+}
+
+// listen opens an engine's socket on loopback.
+func listen(t testing.TB, addr string) *net.UDPConn {
+	t.Helper()
+	loopback(t)
+	conn, err := Listen(port(addr), ListenConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
 }
 
 // peers gives the node its peers and starts it.
@@ -254,6 +262,7 @@ type receiver struct {
 
 func newReceiver(t testing.TB, addr string) receiver {
 	t.Helper()
+	loopback(t)
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(addr)))
 	if err != nil {
 		t.Fatal(err)

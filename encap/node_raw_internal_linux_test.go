@@ -58,3 +58,28 @@ func rawNode() nodeKind {
 
 // nodeKinds are all paths of this system.
 func nodeKinds() []nodeKind { return []nodeKind{rawNode(), portableNode(32), portableNode(1)} }
+
+// loopback makes sure that the loopback device is up. It is not in the fresh
+// network namespace that an ordinary user's tests run in (netlab.Enter).
+func loopback(t testing.TB) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, lo); err != nil {
+		t.Fatalf("lo: %v", err)
+	}
+	if lo.Uint16()&unix.IFF_UP != 0 {
+		return
+	}
+	lo.SetUint16(lo.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		t.Fatalf("the loopback device is down, and can't be brought up: %v (ip link set lo up)", err)
+	}
+}

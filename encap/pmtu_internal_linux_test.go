@@ -171,6 +171,44 @@ func TestPathMTUAndNoOffload(t *testing.T) {
 	}
 }
 
+// TestPathMTUBySingle: a single packet that is too large teaches the path MTU
+// too, and its sender is told once. With DF set on outer packets the kernel
+// reports it twice: as the call's error, and in the error queue.
+func TestPathMTUBySingle(t *testing.T) {
+	df := udp4(pattern(1400, 2))
+	df.frag = 0x4000
+	for _, c := range []struct{ bind, peer string }{{"127.0.0.1:0", "127.0.0.1:0"}, {"[::1]:0", "[::1]:0"}, {"[::]:0", "127.0.0.1:0"}} {
+		for name, in := range map[string]inner{"v4": df, "v6": udp6(pattern(1400, 3)), "v4 without DF": udp4(pattern(1400, 4))} {
+			t.Run(c.bind+"/"+name, func(t *testing.T) {
+				r, a, _ := narrow(t, c.bind, c.peer, 1300)
+				pr := r.peer("10.2.0.7")
+				var want []string
+				switch name {
+				case "v4":
+					want = []string{fmt.Sprintf("mtu %d", 1300-pr.overhead)}
+				case "v6":
+					want = []string{fmt.Sprintf("mtu %d", max(1300-pr.overhead, 1280))}
+				}
+				l := load{}
+				l.one(in)
+				wire := r.sendTo(t, a, l)
+				if pr.pathMTU() != 1300 || pr.gsoOff() {
+					t.Errorf("path MTU %d, trains off %v", pr.pathMTU(), pr.gsoOff())
+				}
+				if got := r.told(t, wire); !slices.Equal(got, want) {
+					t.Errorf("told %v, want %v", got, want)
+				}
+				if r.net.calls > 3 {
+					t.Errorf("%d calls for one packet", r.net.calls)
+				}
+				if st := r.p.core.stats; st.PathMTUs != 1 || st.Fragmented != 1 {
+					t.Errorf("%d path MTUs learnt, %d packets fragmented; want one each", st.PathMTUs, st.Fragmented)
+				}
+			})
+		}
+	}
+}
+
 // narrowKnown sends what a peer with a known path MTU of 1300 gets.
 func (r *rig) narrowKnown(t *testing.T, send func(load) [][]byte, want4, want6 string) {
 	t.Helper()

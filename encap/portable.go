@@ -50,6 +50,13 @@ type batchConn interface {
 	WriteBatch(ms []ipv4.Message, flags int) (int, error)
 }
 
+// tryAgain is how long a full network device is given, maxTries how often in a
+// row; together less than Run may take to end.
+const (
+	tryAgain = 500 * time.Microsecond
+	maxTries = 40
+)
+
 // portableBatch is the most datagrams of one call, where the system has calls
 // for more than one.
 const portableBatch = 64
@@ -139,7 +146,7 @@ func (p *portablePath) outbound(ctx context.Context) error {
 				h.stats.Drops[d]++
 				continue
 			}
-			ms[k].Buffers[0], ms[k].Addr = pkt, net.UDPAddrFromAddrPort(pr.Endpoint)
+			ms[k].Buffers[0], ms[k].Addr = pkt, pr.udp
 			pkts[k] = pr
 			k++
 		}
@@ -154,6 +161,7 @@ func (p *portablePath) outbound(ctx context.Context) error {
 // sendAll sends ms, passing over what the system refuses.
 func (p *portablePath) sendAll(ctx context.Context, s *snapshot, ms []ipv4.Message, to []*peer) error {
 	h := &p.tx
+	tries := 0
 	for at := 0; at < len(ms); {
 		n, err := p.batch.WriteBatch(ms[at:], 0)
 		if err != nil && n <= 0 {
@@ -163,7 +171,16 @@ func (p *portablePath) sendAll(ctx context.Context, s *snapshot, ms []ipv4.Messa
 			if errors.Is(err, net.ErrClosed) {
 				return fmt.Errorf("%w: send: %w", ErrSocket, err)
 			}
+			if errors.Is(err, syscall.ENOBUFS) && tries < maxTries {
+				tries++
+				time.Sleep(tryAgain) // the device is full
+				continue
+			}
 			d := DropUnreachable
+			if errors.Is(err, syscall.ENOBUFS) {
+				d = DropNoBuffers
+			}
+			tries = 0
 			if errors.Is(err, syscall.EMSGSIZE) {
 				d = DropTooBig
 				h.tooBig(s, ms[at].Buffers[0], len(ms[at].Buffers[0]), to[at], 1280)
@@ -181,6 +198,7 @@ func (p *portablePath) sendAll(ctx context.Context, s *snapshot, ms []ipv4.Messa
 			st.Bytes += uint64(len(ms[i].Buffers[0]))
 		}
 		at += n
+		tries = 0
 	}
 	return nil
 }
@@ -269,6 +287,7 @@ func (p *portablePath) deliver(ctx context.Context, out [][]byte) error {
 		case errors.Is(err, tun.ErrClosed):
 			return fmt.Errorf("%w: write: %w", ErrDevice, err)
 		default:
+			// At most these: some devices take the rest of a batch.
 			h.stats.Drops[DropDevice] += uint64(len(b))
 		}
 		out = out[len(b):]

@@ -130,9 +130,20 @@ func (p *rawPath) run(ctx context.Context) error {
 	}
 	p.running = true
 	p.mu.Unlock()
-	defer p.release()
-	defer context.AfterFunc(ctx, p.signal)()
+	signalled := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(signalled)
+		p.signal()
+	})
+	err := p.runLocked()
+	if !stop() {
+		<-signalled
+	}
+	return errors.Join(err, p.release())
+}
 
+// runLocked is the loop on a thread of its own.
+func (p *rawPath) runLocked() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p.txReady, p.rxReady = true, true
@@ -235,9 +246,13 @@ func (p *rawPath) publish() { p.pub.publish(&p.core.stats) }
 
 // signal ends the loop; from any goroutine.
 func (p *rawPath) signal() {
-	p.stop.Store(true)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.signalLocked()
+}
+
+func (p *rawPath) signalLocked() {
+	p.stop.Store(true)
 	if !p.freed {
 		var one = [8]byte{1}
 		_, _ = unix.Write(p.wake, one[:])
@@ -247,19 +262,22 @@ func (p *rawPath) signal() {
 // Close ends a running path, and releases one that never ran.
 func (p *rawPath) Close() error {
 	p.mu.Lock()
-	running := p.running
-	p.mu.Unlock()
-	if running {
-		p.signal()
+	defer p.mu.Unlock()
+	if p.running {
+		p.signalLocked()
 		return nil
 	}
-	return p.release()
+	return p.releaseLocked()
 }
 
 // release returns descriptors and memory, once.
 func (p *rawPath) release() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.releaseLocked()
+}
+
+func (p *rawPath) releaseLocked() error {
 	if p.freed {
 		return nil
 	}

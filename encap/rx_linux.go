@@ -85,6 +85,7 @@ func (r *rxState) init(p *rawPath) (err error) {
 		NoTCP:           !p.vnet || p.cfg.Without&JoinTCP != 0,
 		NoUDP:           !p.vnet || p.cfg.Without&JoinUDP != 0 || !kernelAtLeast(6, 2, 0),
 		KeepTunnelPorts: !kernelAtLeast(6, 8, 5),
+		UDPSegments:     p.tx.maxSegs,
 	}
 	r.join = offload.NewJoiner(r.joinConfig)
 	return nil

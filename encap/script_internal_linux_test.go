@@ -345,10 +345,7 @@ func newRigOn(t testing.TB, addr string, cfg Config, peers ...Peer) *rig {
 		peers = rigPeers()
 	}
 	r := &rig{t: t, table: newTable(t, peers...), log: &logBook{}}
-	conn, err := Listen(port(addr), ListenConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := listen(t, addr)
 	r.addr = conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {

@@ -36,15 +36,6 @@ func (p *rawPath) openSockets(conn *net.UDPConn) error {
 	if p.family != unix.AF_INET && p.family != unix.AF_INET6 {
 		return fmt.Errorf("the socket's address family is %d (it must be IPv4 or IPv6)", p.family)
 	}
-	if err := p.setUpSocket(fd); err != nil {
-		return err
-	}
-	if p.cfg.Without&ReceiveOffload == 0 {
-		// Before Linux 5.0 there is none: single datagrams then.
-		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
-	} else {
-		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 0)
-	}
 	local, err := unix.Getsockname(fd)
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
@@ -56,14 +47,42 @@ func (p *rawPath) openSockets(conn *net.UDPConn) error {
 		}
 		p.socks = append(p.socks, s)
 	}
-	p.probe, err = unix.Socket(p.family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
+	if p.probe, err = p.socket(); err != nil {
+		return err
 	}
 	// Without CAP_NET_RAW errors are written to the device, see toHost.
 	p.rawIP4, _ = rawIPSocket(unix.AF_INET)
 	p.rawIP6, _ = rawIPSocket(unix.AF_INET6)
+	// Last, because until New succeeds the socket is also the caller's.
+	if err := p.setUpSocket(fd); err != nil {
+		return err
+	}
+	if p.cfg.Without&ReceiveOffload == 0 {
+		// Before Linux 5.0 there is none: single datagrams then.
+		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
+	} else {
+		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 0)
+	}
 	return nil
+}
+
+// socket makes a UDP socket that reaches what the engine's own reaches.
+func (p *rawPath) socket() (int, error) {
+	fd, err := unix.Socket(p.family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if p.family == unix.AF_INET6 {
+		only, err := unix.GetsockoptInt(p.socks[0], unix.IPPROTO_IPV6, unix.IPV6_V6ONLY)
+		if err == nil {
+			err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only)
+		}
+		if err != nil {
+			unix.Close(fd)
+			return -1, os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
+		}
+	}
+	return fd, nil
 }
 
 func rawIPSocket(family int) (int, error) {
@@ -103,9 +122,9 @@ func (p *rawPath) setPMTUDiscovery(fd, mode int) error {
 
 // sourcePort makes a socket on a free port of the same address, for sending.
 func (p *rawPath) sourcePort(local unix.Sockaddr) (int, error) {
-	fd, err := unix.Socket(p.family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := p.socket()
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return -1, err
 	}
 	switch a := local.(type) {
 	case *unix.SockaddrInet4:

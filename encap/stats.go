@@ -11,7 +11,8 @@ import (
 // that is lost is counted under exactly one reason.
 type Drop uint8
 
-// Reasons of packets from the host (outbound).
+// Reasons of packets from the host (outbound). Where it says that the sender was
+// told, that is within the rules and rate limits of ICMP, unless Config.NoICMP.
 const (
 	// DropNone: not dropped.
 	DropNone Drop = iota
@@ -26,7 +27,7 @@ const (
 	// DropBadPacket: the device delivered something that is no IP packet or
 	// contradicts its virtio header.
 	DropBadPacket
-	// DropTooBig: larger than any datagram can be; the sender was told.
+	// DropTooBig: larger than any datagram can be.
 	DropTooBig
 	// DropUnreachable: the system refused to send to the peer's endpoint
 	// (no route, firewall, address family the socket does not have).
@@ -130,7 +131,9 @@ type Stats struct {
 	TX Direction // host to network
 	RX Direction // network to host
 
-	Drops Drops // lost packets and datagrams by reason
+	// Drops are lost packets and datagrams by reason. What is dropped before
+	// it is cut, a super-packet from the host, counts as one.
+	Drops Drops
 
 	Waits       uint64 // times the engine asked the system to wait for work
 	ICMPSent    uint64 // ICMP errors made for senders

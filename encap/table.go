@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -95,6 +96,7 @@ type peer struct {
 	outer    addr128 // endpoint address, compared with datagram sources
 	v6       bool    // IPv6 outside
 	overhead int     // bytes of outer IP and UDP header
+	udp      *net.UDPAddr
 	*learnt
 }
 
@@ -333,6 +335,7 @@ func newPeer(in Peer, known map[netip.AddrPort]*learnt) (*peer, error) {
 		outer:    to128(a),
 		v6:       a.Is6(),
 		overhead: Overhead(a),
+		udp:      net.UDPAddrFromAddrPort(ep),
 		learnt:   known[ep],
 	}
 	if p.learnt == nil {

@@ -59,14 +59,13 @@ func (t *txState) refused(e unix.Errno) (blocked bool, err error) {
 	if isBroken(e) {
 		return false, socketError("send", e)
 	}
-	if t.ofThePast(m, e) {
-		return false, nil
-	}
 	switch {
 	case t.fragment(m, e):
 		if m.segs == 1 {
 			return false, nil
 		}
+	case t.ofThePast(m, e):
+		return false, nil
 	case m.segs == 1 || isICMP(e):
 		t.drop(m, unsendable(e))
 		return false, nil
@@ -238,12 +237,15 @@ func (p *rawPath) askPathMTU(pr *peer) (int, error) {
 // and for IPv6 its smallest MTU (RFC 8200 section 5).
 const minPathMTU4, minPathMTU6 = 552, 1280
 
-func (p *rawPath) notePathMTU(pr *peer, mtu int) {
+// believable raises a reported path MTU to that.
+func believable(pr *peer, mtu int) int {
 	if pr.v6 {
-		mtu = max(mtu, minPathMTU6)
-	} else {
-		mtu = max(mtu, minPathMTU4)
+		return max(mtu, minPathMTU6)
 	}
+	return max(mtu, minPathMTU4)
+}
+
+func (p *rawPath) notePathMTU(pr *peer, mtu int) {
 	if pr.setPathMTU(mtu) {
 		p.core.stats.PathMTUs++
 		p.log.Info("path MTU learnt", slog.String("peer", pr.Endpoint.String()), slog.Int("mtu", mtu))
@@ -260,7 +262,9 @@ func (t *txState) tellFirst(s *snapshot, k int) {
 	for _, v := range pairAt(iov, n) {
 		b = append(b, bytesAt(&v, min(int(v.len), icmpMax6-len(b)))...)
 	}
-	t.p.tooBig(s, b, m.seg, m.peer, m.peer.pathMTU())
+	if pmtu := m.peer.pathMTU(); pmtu != 0 {
+		t.p.tooBig(s, b, m.seg, m.peer, pmtu)
+	}
 }
 
 // drainErrors reads the error queue of socket fd. It returns whether there was
@@ -272,7 +276,8 @@ func (p *rawPath) drainErrors(fd int) bool {
 		if !ok {
 			break
 		}
-		any = true
+		// What the kernel itself reports is about the call that failed.
+		any = any || q.origin != unix.SO_EE_ORIGIN_LOCAL
 		if q.errno == unix.EMSGSIZE {
 			p.pathMTUReport(q)
 		}
@@ -299,6 +304,10 @@ func (p *rawPath) pathMTUReport(q queuedError) {
 				return
 			}
 		}
+		mtu = believable(pr, mtu)
+		if known := pr.pathMTU(); known != 0 && mtu > known {
+			return // reports only lower it; time raises it
+		}
 		p.notePathMTU(pr, mtu)
 		// The datagram is lost. If enough of it came back, and it is one
 		// that went this way, its sender can be told now; otherwise the
@@ -312,9 +321,10 @@ func (p *rawPath) pathMTUReport(q queuedError) {
 
 // queuedError is an entry of the error queue.
 type queuedError struct {
-	errno unix.Errno
-	mtu   int
-	dest  addr128 // where the datagram went
-	port  uint16
-	data  []byte // what came back of its payload: the inner packet
+	errno  unix.Errno
+	origin uint8 // SO_EE_ORIGIN_...
+	mtu    int
+	dest   addr128 // where the datagram went
+	port   uint16
+	data   []byte // what came back of its payload: the inner packet
 }

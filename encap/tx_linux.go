@@ -134,6 +134,7 @@ func (t *txState) pump() (bool, error) {
 	if err != nil || !read {
 		return false, err
 	}
+	t.ring.Produce(1) // the slab is the consumer's until the batch has left
 	return true, t.send()
 }
 
@@ -281,7 +282,7 @@ func (t *txState) super(s *snapshot, p []byte, v offload.Virtio, pr *peer, pmtu 
 	if seg > maxUDPPayload {
 		h := t.hdrs[t.hdrUsed : t.hdrUsed+hl]
 		pay := sp.Next(h)
-		quote := append(append(t.quote[:0], h...), pay[:icmpMax6-hl]...)
+		quote := append(append(t.quote[:0], h...), pay[:min(len(pay), icmpMax6-hl)]...)
 		t.p.tooBig(s, quote, seg, pr, maxUDPPayload+pr.overhead)
 		return DropTooBig
 	}

@@ -205,37 +205,34 @@ func (d *Device) limitGSO(link netlink.Link, mtu int) error {
 	return nil
 }
 
-// grant asks for the offloads want and returns what the kernel gave: what it
-// refuses is taken off step by step, the newest feature first.
+// grant asks for the offloads want, one after the other, and returns what the
+// kernel gave.
 func grant(fd int, want Offloads) Offloads {
-	if want&Checksum == 0 {
-		want = 0 // every other offload needs it
-	}
-	for _, without := range []Offloads{0, USO4 | USO6, TSOECN, TSO4 | TSO6, AllOffloads} {
-		want &^= without
-		f := 0
-		for _, o := range []struct {
+	flags := func(o Offloads) (f int) {
+		for _, x := range []struct {
 			o Offloads
 			f int
-		}{{Checksum, unix.TUN_F_CSUM}, {TSO4, unix.TUN_F_TSO4}, {TSO6, unix.TUN_F_TSO6}, {TSOECN, tunFTSOECN}} {
-			if want&o.o != 0 {
-				f |= o.f
+		}{{Checksum, unix.TUN_F_CSUM}, {TSO4, unix.TUN_F_TSO4}, {TSO6, unix.TUN_F_TSO6}, {TSOECN, tunFTSOECN},
+			{USO4, unix.TUN_F_USO4}, {USO6, unix.TUN_F_USO6}} {
+			if o&x.o != 0 {
+				f |= x.f
 			}
 		}
-		if want&(TSO4|TSO6) == 0 {
-			f &^= tunFTSOECN
-			want &^= TSOECN
+		return f
+	}
+	var got Offloads
+	for _, o := range []Offloads{Checksum, TSO4, TSO6, TSOECN, USO4 | USO6} {
+		if o != Checksum && got&Checksum == 0 || o == TSOECN && got&(TSO4|TSO6) == 0 {
+			continue // it needs what was not wanted or refused
 		}
-		// The kernel takes the two USO flags only together.
-		if want&(USO4|USO6) != 0 {
-			f |= unix.TUN_F_USO4 | unix.TUN_F_USO6
-			want |= USO4 | USO6
-		}
-		if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, f) == nil {
-			return want
+		if want&o == o && unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags(got|o)) == nil {
+			got |= o
 		}
 	}
-	return 0
+	// A refusal changed nothing, but what an earlier opener asked for may be
+	// in force still.
+	_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, flags(got))
+	return got
 }
 
 // link looks the device up: by its index, once that is known, because another

@@ -24,8 +24,8 @@ import (
 var (
 	// ErrClosed: the device was closed.
 	ErrClosed = errors.New("tun: device closed")
-	// ErrGone: the device was deleted by someone else, or its network
-	// namespace is gone. The descriptors are useless from then on.
+	// ErrGone: the device was deleted by someone else. The descriptors are
+	// useless from then on.
 	ErrGone = errors.New("tun: device deleted")
 )
 

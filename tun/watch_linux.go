@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -42,60 +43,101 @@ func (d *Device) osSetMTU(mtu int) error {
 	return nil
 }
 
-// osWatch subscribes to link messages of the device's namespace.
+// watchAgain is how long to wait before a broken subscription is renewed.
+const watchAgain = 100 * time.Millisecond
+
+// osWatch subscribes to link messages of the device's namespace. A subscription
+// breaks when more messages come than its socket holds; then it is renewed, and
+// begins with the state of the time.
 func (d *Device) osWatch(ctx context.Context) (<-chan Event, error) {
+	updates, end, err := d.subscribe()
+	if err != nil {
+		return nil, err
+	}
+	w := &watcher{d: d, out: make(chan Event, 1)}
+	_, err = d.link() // now that no deletion can be missed
+	gone := errors.Is(err, ErrGone)
+	go func() {
+		defer close(w.out)
+		for {
+			over := gone || w.follow(ctx, updates)
+			end()
+			if gone {
+				send(w.out, Event{Gone: true})
+			}
+			for !over {
+				select {
+				case <-ctx.Done():
+					return
+				case <-d.quit:
+					return
+				case <-time.After(watchAgain):
+				}
+				if updates, end, err = d.subscribe(); err == nil {
+					break
+				}
+			}
+			if over {
+				return
+			}
+		}
+	}()
+	return w.out, nil
+}
+
+// subscribe starts a subscription; end ends it and waits for its goroutine.
+func (d *Device) subscribe() (updates chan netlink.LinkUpdate, end func(), err error) {
 	done := make(chan struct{})
-	updates := make(chan netlink.LinkUpdate)
+	updates = make(chan netlink.LinkUpdate)
 	ns := d.os.ns
-	err := netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{
+	err = netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{
 		Namespace:     &ns,
 		ListExisting:  true,
 		ErrorCallback: func(error) {}, // the closed channel says it
 	})
 	if err != nil {
-		return nil, fmt.Errorf("tun: watch %s: subscribe to link changes: %w", d.name, err)
+		return nil, nil, fmt.Errorf("tun: watch %s: subscribe to link changes: %w", d.name, err)
 	}
-	out := make(chan Event, 1)
-	_, err = d.link() // now that no deletion can be missed
-	gone := errors.Is(err, ErrGone)
-	go func() {
-		defer close(out)
-		defer func() {
-			close(done)
-			for range updates { // the subscription ends only when it is read
-			}
-		}()
-		if gone {
-			send(out, Event{Gone: true})
-			return
+	return updates, func() {
+		close(done)
+		for range updates { // the subscription ends only when it is read
 		}
-		var last Event
-		seen := false
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-d.quit:
-				return
-			case u, ok := <-updates:
-				if !ok {
-					return
-				}
-				if int(u.Index) != d.os.index {
-					continue
-				}
-				if u.Header.Type == unix.RTM_DELLINK {
-					last.Up, last.Gone = false, true
-					send(out, last)
-					return
-				}
-				ev := Event{Up: u.Attrs().Flags&net.FlagUp != 0, MTU: u.Attrs().MTU}
-				if !seen || ev != last {
-					seen, last = true, ev
-					send(out, ev)
-				}
+	}, nil
+}
+
+// watcher is one Watch.
+type watcher struct {
+	d    *Device
+	out  chan Event
+	last Event
+	seen bool
+}
+
+// follow sends events until the watch is over, which it returns, or the
+// subscription broke.
+func (w *watcher) follow(ctx context.Context, updates chan netlink.LinkUpdate) (over bool) {
+	for {
+		select {
+		case <-ctx.Done():
+			return true
+		case <-w.d.quit:
+			return true
+		case u, ok := <-updates:
+			switch {
+			case !ok:
+				return false
+			case int(u.Index) != w.d.os.index:
+				continue
+			case u.Header.Type == unix.RTM_DELLINK:
+				w.last.Up, w.last.Gone = false, true
+				send(w.out, w.last)
+				return true
+			}
+			ev := Event{Up: u.Attrs().Flags&net.FlagUp != 0, MTU: u.Attrs().MTU}
+			if !w.seen || ev != w.last {
+				w.seen, w.last = true, ev
+				send(w.out, ev)
 			}
 		}
-	}()
-	return out, nil
+	}
 }

@@ -163,7 +163,8 @@ func (q *Queue) Release(n int) {
 }
 
 // Write hands packets to the host. Each of bufs has Headroom bytes of scratch
-// space in front of the packet. It returns how many were taken.
+// space in front of the packet. The count is the device's: packets on some, bytes
+// on others.
 func (q *Queue) Write(bufs [][]byte) (int, error) {
 	p := q.pump
 	if p == nil {

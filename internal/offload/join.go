@@ -18,6 +18,9 @@ type JoinConfig struct {
 	Packets int
 	// NoTCP and NoUDP keep TCP or UDP packets as they are.
 	NoTCP, NoUDP bool
+	// UDPSegments is the most datagrams of a run; 0 means 128, what Linux
+	// takes since 6.9. Before that it is 64.
+	UDPSegments int
 	// KeepTunnelPorts keeps UDP datagrams to the ports of well-known tunnels
 	// apart: before Linux 6.8.5 joined datagrams were lost when the tunnel
 	// that receives them was on the same host.

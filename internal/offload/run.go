@@ -7,6 +7,7 @@ type Run struct {
 	first      []byte // the first packet, whole
 	head, tail int32  // list of packets in Joiner.segs
 	count      int32
+	limit      int32 // most packets
 	total      int32 // bytes of the run as one packet
 	hdrLen     uint16
 	ipLen      uint16
@@ -69,6 +70,7 @@ func (r *Run) parseTCP(l4 []byte, cfg JoinConfig) bool {
 	r.hdrLen = r.ipLen + uint16(n)
 	r.size = uint16(len(l4) - n)
 	r.nextSeq = binary.BigEndian.Uint32(l4[4:]) + uint32(r.size)
+	r.limit = maxSegments
 	r.joinable = true
 	return true
 }
@@ -86,6 +88,9 @@ func (r *Run) parseUDP(l4 []byte, cfg JoinConfig) bool {
 	}
 	r.hdrLen = r.ipLen + UDPLen
 	r.size = uint16(len(l4) - UDPLen)
+	if r.limit = int32(cfg.UDPSegments); r.limit == 0 {
+		r.limit = maxUDPSegments
+	}
 	r.joinable = true
 	return true
 }
@@ -94,7 +99,7 @@ func (r *Run) parseUDP(l4 []byte, cfg JoinConfig) bool {
 func (o *Run) accepts(n *Run, p []byte) bool {
 	a := o.first
 	pay := len(p) - int(n.hdrLen)
-	if o.count >= maxSegments || n.hdrLen != o.hdrLen || pay > int(o.size) || int(o.total)+pay > maxRunBytes {
+	if o.count >= o.limit || n.hdrLen != o.hdrLen || pay > int(o.size) || int(o.total)+pay > maxRunBytes {
 		return false
 	}
 	ne := binary.NativeEndian
@@ -121,8 +126,6 @@ func (o *Run) accepts(n *Run, p []byte) bool {
 		if h := int(o.hdrLen - o.ipLen); h > TCPLen && string(x[TCPLen:h]) != string(y[TCPLen:h]) {
 			return false
 		}
-	} else if o.count >= maxUDPSegments {
-		return false
 	}
 	return o.verify() && n.verify()
 }
@@ -133,7 +136,7 @@ func (o *Run) accepts(n *Run, p []byte) bool {
 func (o *Run) continues(p []byte, trusted bool) bool {
 	a := o.first
 	h := int(o.hdrLen)
-	if o.count >= maxSegments || len(p) != len(a) || int(o.total)+int(o.size) > maxRunBytes || len(p) < h {
+	if o.count >= o.limit || len(p) != len(a) || int(o.total)+int(o.size) > maxRunBytes || len(p) < h {
 		return false
 	}
 	ne := binary.NativeEndian
@@ -159,7 +162,7 @@ func (o *Run) continues(p []byte, trusted bool) bool {
 			len(x) > TCPLen && string(x[TCPLen:]) != string(y[TCPLen:]) {
 			return false
 		}
-	} else if ne.Uint16(x[4:]) != ne.Uint16(y[4:]) || ne.Uint16(y[6:]) == 0 || o.count >= maxUDPSegments {
+	} else if ne.Uint16(x[4:]) != ne.Uint16(y[4:]) || ne.Uint16(y[6:]) == 0 {
 		return false
 	}
 	if trusted && o.verified {
@@ -172,8 +175,8 @@ func (o *Run) continues(p []byte, trusted bool) bool {
 	return true
 }
 
-// maxUDPSegments is the kernel's UDP_MAX_SEGMENTS since 6.9; older ones take
-// the same from a device (only sockets are held to 64).
+// maxUDPSegments is the kernel's UDP_MAX_SEGMENTS since 6.9, 64 before
+// (include/linux/virtio_net.h virtio_net_hdr_to_skb holds devices to it).
 const maxUDPSegments = 128
 
 // maxSegments bounds a run to fewer pieces than one system call takes (1024,

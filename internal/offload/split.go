@@ -22,6 +22,11 @@ const (
 	tcpCWR = 0x80
 )
 
+// maxHeaders is the most bytes of headers that a super-packet may have: those
+// of IPv6 and TCP with all options and some extension headers. The kernel
+// itself makes no larger ones.
+const maxHeaders = 512
+
 // Splitter cuts a super-packet into segments without moving its payload: each
 // call of [Splitter.Next] writes the header of the next segment elsewhere and
 // returns the slice of the packet that follows it. The zero value is ready for
@@ -92,7 +97,7 @@ func (s *Splitter) Start(p []byte, v Virtio) error {
 		}
 		hdr = s.ipLen + l4
 	}
-	if v.GSOSize == 0 || len(p) <= hdr {
+	if v.GSOSize == 0 || len(p) <= hdr || hdr > maxHeaders {
 		return fmt.Errorf("%w: %d bytes with headers of %d and segments of %d", ErrSuper, len(p), hdr, v.GSOSize)
 	}
 	if v.Flags&NeedsCsum == 0 || int(v.CsumStart)+int(v.CsumOffset) != s.ipLen+s.sumAt() {
