@@ -118,7 +118,7 @@ func TestE2EImpaired(t *testing.T) {
 			tt.imp.Seed = 7
 			tt.cfg.Net.Impairment = &tt.imp
 			l := startLab(t, tt.cfg)
-			l.survives(t, 1<<20, 2000, 0.5)
+			l.survives(t, 1<<20, 2000, 0.1)
 			st := l.b.stats()
 			c := l.Link.Counters(netlab.AToB)
 			if tt.imp.Corrupt == 0 {
