@@ -3,6 +3,7 @@ package encap
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -275,22 +276,31 @@ func newReceiver(t testing.TB, addr string) receiver {
 
 func (c receiver) next(t testing.TB) []byte {
 	t.Helper()
-	b := make([]byte, 65536)
-	_ = c.SetReadDeadline(time.Now().Add(patience))
-	k, err := c.Read(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b[:k:k]
+	return c.take(t, 1)[0]
 }
 
 // take waits for n datagrams.
-func (c receiver) take(t testing.TB, n int) (ds [][]byte) {
+func (c receiver) take(t testing.TB, n int) [][]byte {
 	t.Helper()
-	for range n {
-		ds = append(ds, c.next(t))
+	ds, err := c.collect(n)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return ds
+}
+
+// collect is take for goroutines that may not end the test.
+func (c receiver) collect(n int) (ds [][]byte, err error) {
+	b := make([]byte, 65536)
+	for range n {
+		_ = c.SetReadDeadline(time.Now().Add(patience))
+		k, err := c.Read(b)
+		if err != nil {
+			return ds, fmt.Errorf("datagram %d of %d: %w", len(ds), n, err)
+		}
+		ds = append(ds, bytes.Clone(b[:k]))
+	}
+	return ds, nil
 }
 
 // until collects datagrams up to last.

@@ -125,7 +125,7 @@ func (p *portablePath) outbound(ctx context.Context) error {
 	for i := range ms {
 		ms[i].Buffers = make([][]byte, 1)
 	}
-	for {
+	for ctx.Err() == nil {
 		h.pub.publish(&h.stats)
 		n, err := p.queue.Wait(ctx)
 		if err != nil {
@@ -156,6 +156,7 @@ func (p *portablePath) outbound(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // sendAll sends ms, passing over what the system refuses.
@@ -166,6 +167,8 @@ func (p *portablePath) sendAll(ctx context.Context, s *snapshot, ms []ipv4.Messa
 		n, err := p.batch.WriteBatch(ms[at:], 0)
 		if err != nil && n <= 0 {
 			if ctx.Err() != nil {
+				// Stopped with a batch in hand: what is left is lost.
+				h.stats.Drops[DropNoBuffers] += uint64(len(ms) - at)
 				return nil
 			}
 			if errors.Is(err, net.ErrClosed) {
@@ -224,8 +227,8 @@ func (p *portablePath) inbound(ctx context.Context) error {
 			return nil
 		case errors.Is(err, net.ErrClosed), errors.Is(err, io.EOF):
 			return fmt.Errorf("%w: receive: %w", ErrSocket, err)
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+			continue // the latter two: a peer that is not there (ICMP)
 		default:
 			// An ICMP error about something sent earlier is reported here,
 			// once; an error that stays is the socket's end.

@@ -148,6 +148,7 @@ func (p *rawPath) runLocked() error {
 	defer runtime.UnlockOSThread()
 	p.txReady, p.rxReady = true, true
 	err := p.loop()
+	p.tx.abandon()
 	p.publish()
 	return err
 }

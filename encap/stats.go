@@ -33,7 +33,7 @@ const (
 	// (no route, firewall, address family the socket does not have).
 	DropUnreachable
 	// DropNoBuffers: the network device had no room, and still none after
-	// retries.
+	// retries or when the engine was stopped.
 	DropNoBuffers
 
 	// Reasons of datagrams from the network (inbound).

@@ -140,6 +140,13 @@ func (t *txState) drop(m *txMessage, d Drop) {
 	t.sent++
 }
 
+// abandon gives up a batch that still waits when the engine ends.
+func (t *txState) abandon() {
+	for t.pending() {
+		t.drop(&t.meta[t.sent], DropNoBuffers)
+	}
+}
+
 // replay sends the segments of m as single datagrams, from m.replay on.
 func (t *txState) replay(m *txMessage) (blocked bool, err error) {
 	st := &t.p.core.stats.TX
