@@ -68,7 +68,8 @@ type Store interface {
 	// go on. It returns ErrCompacted if a List is due, else why it ended, never
 	// nil; the caller may then go on from the last Batch's revision. fn is
 	// called by one goroutine at a time, never after Watch has returned, and
-	// may take its time. A server that stops answering, or that is replaced by
+	// may take its time. It is called with an empty Batch when the server has
+	// answered at first, so that the caller knows that it is there. A server that stops answering, or that is replaced by
 	// an empty one, ends Watch within half a minute.
 	Watch(ctx context.Context, after uint64, fn func(Batch)) error
 

@@ -1,0 +1,239 @@
+package lease
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// A roster is what a host knows of the leases: the store's entries as last seen, and
+// those that are gone but not given up yet. It does no I/O and reads no clock.
+//
+// Two rules make it calm. Whatever can't be read changes nothing: a peer whose value
+// turns to junk stays as it was. And whoever vanishes is held for a while, since a
+// lease that was deleted by mistake is taken again by its owner within moments: for
+// linger after a deletion, for as long as a lease may live if the whole history is
+// gone (the store was wiped or restored), because then the absence of an entry says
+// nothing about its owner. A held lease gives way to any live one that overlaps it.
+type roster struct {
+	linger time.Duration // after a deletion
+	ttl    time.Duration // after a loss of history
+
+	known    bool // some listing has been seen
+	cluster  uint64
+	revision uint64
+	members  map[string]*member
+	held     int    // members that are gone
+	changes  uint64 // grows with every change of what peers returns
+}
+
+// A member is one key.
+type member struct {
+	entry    Entry // as last seen, readable or not
+	lease    Lease // the last readable value
+	readable bool  // there has been one
+	gone     bool  // not in the store any more
+	until    time.Time
+}
+
+// An unreadable names an entry that could not be read, and why.
+type unreadable struct {
+	key string
+	err error
+}
+
+func newRoster(linger, ttl time.Duration) *roster {
+	return &roster{linger: linger, ttl: ttl, members: make(map[string]*member)}
+}
+
+// replaced reports whether a listing is of another store than the one known so far,
+// or of the same one set back in time.
+func (r *roster) replaced(l Listing) bool {
+	if !r.known {
+		return false
+	}
+	return l.Revision < r.revision || l.Cluster != 0 && r.cluster != 0 && l.Cluster != r.cluster
+}
+
+// reset takes a listing in place of all that was known. keep is the caller's own key,
+// which it may have written after the listing was made.
+func (r *roster) reset(l Listing, keep string, now time.Time) []unreadable {
+	lost := r.replaced(l)
+	if lost { // revisions of another history compare with nothing
+		for _, m := range r.members {
+			m.entry.Revision = 0
+		}
+	}
+	seen := make(map[string]bool, len(l.Entries))
+	var bad []unreadable
+	for _, e := range l.Entries {
+		seen[e.Key] = true
+		m := r.members[e.Key]
+		if m != nil && m.entry.Revision > e.Revision {
+			continue // written by ourselves after the listing
+		}
+		bad = append(bad, r.put(e)...)
+	}
+	hold := r.linger
+	if lost {
+		hold = r.ttl
+	}
+	for key, m := range r.members {
+		if !seen[key] && !m.gone && (key != keep || m.entry.Revision <= l.Revision) {
+			r.remove(key, m, hold, now)
+		}
+	}
+	r.known, r.revision = true, l.Revision
+	if l.Cluster != 0 {
+		r.cluster = l.Cluster
+	}
+	return bad
+}
+
+// apply takes what has happened since.
+func (r *roster) apply(b Batch, now time.Time) []unreadable {
+	var bad []unreadable
+	for _, ev := range b.Events {
+		m := r.members[ev.Entry.Key]
+		if m != nil && ev.Entry.Revision < m.entry.Revision {
+			continue // we know better, having written it ourselves
+		}
+		if !ev.Deleted {
+			bad = append(bad, r.put(ev.Entry)...)
+		} else if m != nil && !m.gone {
+			m.entry.Revision = ev.Entry.Revision
+			r.remove(ev.Entry.Key, m, r.linger, now)
+		}
+	}
+	r.revision = max(r.revision, b.Revision)
+	return bad
+}
+
+// put takes an entry that is in the store.
+func (r *roster) put(e Entry) []unreadable {
+	m := r.members[e.Key]
+	if m == nil {
+		m = new(member)
+		r.members[e.Key] = m
+	}
+	same := m.entry.Revision == e.Revision && string(m.entry.Value) == string(e.Value)
+	m.entry = e
+	back := m.gone
+	if back {
+		m.gone = false
+		r.held--
+	}
+	l, err := parseEntry(e)
+	if err != nil {
+		if same {
+			return nil
+		}
+		return []unreadable{{e.Key, err}}
+	}
+	if back || !m.readable || !l.Attrs.Equal(m.lease.Attrs) || l.Reserved != m.lease.Reserved {
+		r.changes++
+	}
+	m.lease, m.readable = l, true
+	if r.held > 0 {
+		r.yield(l.Key)
+	}
+	return nil
+}
+
+// remove holds a member that is not in the store any more, or drops it at once where
+// a live one has its place.
+func (r *roster) remove(key string, m *member, hold time.Duration, now time.Time) {
+	if !m.readable || hold <= 0 {
+		r.drop(key)
+		return
+	}
+	for _, other := range r.members {
+		if other != m && !other.gone && other.readable && other.lease.Overlaps(m.lease.Key) {
+			r.drop(key)
+			return
+		}
+	}
+	m.gone, m.until = true, now.Add(hold)
+	r.held++
+}
+
+// drop forgets a member.
+func (r *roster) drop(key string) {
+	delete(r.members, key)
+	r.changes++
+}
+
+// yield drops what is held in the place of a live lease.
+func (r *roster) yield(to Key) {
+	for key, m := range r.members {
+		if m.gone && m.lease.Overlaps(to) {
+			r.drop(key)
+			r.held--
+		}
+	}
+}
+
+// sweep gives up what has been held long enough, and returns when to look again, the
+// zero Time if nothing is held.
+func (r *roster) sweep(now time.Time) (next time.Time) {
+	if r.held == 0 {
+		return next
+	}
+	for key, m := range r.members {
+		switch {
+		case !m.gone:
+		case !m.until.After(now):
+			r.drop(key)
+			r.held--
+		case next.IsZero() || m.until.Before(next):
+			next = m.until
+		}
+	}
+	return next
+}
+
+// live returns the entry of a key if the store has it.
+func (r *roster) live(key string) (*member, bool) {
+	m := r.members[key]
+	return m, m != nil && !m.gone
+}
+
+// rival returns a live lease of another host that overlaps k.
+func (r *roster) rival(k Key, own Attrs) (Lease, bool) {
+	name := k.String()
+	for key, m := range r.members {
+		if key != name && !m.gone && m.readable && m.lease.Overlaps(k) && !m.lease.Attrs.sameHost(own) {
+			return m.lease, true
+		}
+	}
+	return Lease{}, false
+}
+
+// peers returns the leases of all other hosts, held ones included, in order. A second
+// lease of our own (one with our public address) is no peer: packets sent there
+// would come back.
+func (r *roster) peers(own Lease) []Lease {
+	name := own.Key.String()
+	all := make([]Lease, 0, len(r.members))
+	for key, m := range r.members {
+		if key != name && m.readable && !m.lease.Attrs.sameHost(own.Attrs) {
+			all = append(all, m.lease)
+		}
+	}
+	slices.SortFunc(all, compareLeases)
+	return all
+}
+
+// compareLeases orders leases by subnet.
+func compareLeases(a, b Lease) int {
+	return cmp.Or(
+		a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()),
+		a.Subnet6.Addr().Compare(b.Subnet6.Addr()), cmp.Compare(a.Subnet6.Bits(), b.Subnet6.Bits()))
+}
+
+// samePeers reports whether two sets say the same, revisions aside.
+func samePeers(a, b []Lease) bool {
+	return slices.EqualFunc(a, b, func(x, y Lease) bool {
+		return x.Key == y.Key && x.Reserved == y.Reserved && x.Attrs.Equal(y.Attrs)
+	})
+}
