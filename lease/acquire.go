@@ -23,6 +23,7 @@ var errRaced = errors.New("lease: lost a race")
 // After an error of the store the outcome is unknown; to call Acquire again is safe,
 // and finds what the first call has made.
 func (r *Registry) Acquire(ctx context.Context, attrs Attrs) (Lease, error) {
+	attrs = attrs.canonical()
 	r.mu.Lock()
 	network, running := r.network, r.running
 	r.mu.Unlock()
@@ -31,8 +32,9 @@ func (r *Registry) Acquire(ctx context.Context, attrs Attrs) (Lease, error) {
 		return Lease{}, ErrRunning
 	case !network.IPv4.Enabled() && !network.IPv6.Enabled():
 		return Lease{}, errors.New("lease: acquire: the network's configuration has not been read (call Network first)")
-	case !attrs.public().IsValid():
-		return Lease{}, errors.New("lease: acquire: this host has no public address (set Attrs.PublicIP or PublicIPv6)")
+	}
+	if err := attrs.check(); err != nil {
+		return Lease{}, err
 	}
 	for attempt := 1; ; attempt++ {
 		own, err := r.acquireOnce(ctx, network, attrs)
@@ -109,6 +111,11 @@ func (r *Registry) survey(listing Listing, attrs Attrs) (taken []Key, mine []mem
 
 // reuse makes an entry with our public address our lease again.
 func (r *Registry) reuse(ctx context.Context, listing Listing, m member, attrs Attrs) (Lease, error) {
+	if !m.entry.Permanent {
+		if err := r.yieldIfSecond(ctx, listing, m.entry, m.lease.Key, attrs); err != nil {
+			return Lease{}, err
+		}
+	}
 	asked := time.Now()
 	var e Entry
 	var err error
@@ -126,6 +133,9 @@ func (r *Registry) reuse(ctx context.Context, listing Listing, m member, attrs A
 		return Lease{}, r.storeError("renew "+m.entry.Key, err)
 	}
 	r.contact()
+	if e.Created == 0 {
+		e.Created = m.entry.Created
+	}
 	own := r.hold(e, m.lease.Key, attrs, asked)
 	r.log.Info("this host has a lease already, using it", "lease", own.Key, "reserved", own.Reserved)
 	r.startFrom(listing)
@@ -186,15 +196,9 @@ func (r *Registry) create(ctx context.Context, key Key, attrs Attrs) (Lease, err
 	there := false
 	for _, other := range listing.Entries {
 		there = there || other.Key == e.Key && other.Revision == e.Revision
-		k, err := ParseKey(other.Key)
-		if err != nil || other.Key == e.Key || other.Revision > e.Revision || !k.Overlaps(key) {
-			continue
-		}
-		if err := r.store.Delete(ctx, e); err != nil && !errors.Is(err, ErrConflict) {
-			return Lease{}, r.storeError("give back "+e.Key, err)
-		}
-		r.log.Info("another host was faster, choosing again", "subnet", key, "lease", other.Key)
-		return Lease{}, errRaced
+	}
+	if err := r.yieldIfSecond(ctx, listing, e, key, attrs); err != nil {
+		return Lease{}, err
 	}
 	if !there {
 		return Lease{}, errRaced // somebody has removed or changed it already
@@ -205,11 +209,28 @@ func (r *Registry) create(ctx context.Context, key Key, attrs Attrs) (Lease, err
 	return own, nil
 }
 
+// yieldIfSecond gives an entry of ours back, and returns errRaced, if another host has
+// made one before that overlaps it.
+func (r *Registry) yieldIfSecond(ctx context.Context, listing Listing, e Entry, key Key, attrs Attrs) error {
+	for _, other := range listing.Entries {
+		l, err := parseEntry(other)
+		if err != nil || other.Key == e.Key || other.Created == 0 || other.Created >= e.Created || !l.Overlaps(key) || l.Attrs.sameHost(attrs) {
+			continue
+		}
+		if err := r.store.Delete(ctx, e); err != nil && !errors.Is(err, ErrConflict) {
+			return r.storeError("give back "+e.Key, err)
+		}
+		r.log.Info("another host was faster, choosing again", "subnet", key, "lease", other.Key)
+		return errRaced
+	}
+	return nil
+}
+
 // startFrom keeps a listing for Run.
 func (r *Registry) startFrom(l Listing) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.first = l
+	r.first, r.roster = l, nil
 }
 
 // list reads all entries.

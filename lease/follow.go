@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 )
 
@@ -29,12 +30,28 @@ type follower struct {
 	resync time.Duration
 	random func(uint64) uint64
 	out    chan<- news
+
+	mu  sync.Mutex
+	due bool                    // a listing was asked for
+	end context.CancelCauseFunc // of the watch under way
+}
+
+// nudge asks for a listing soon. All listings are the follower's, so that none comes
+// after a newer one.
+func (f *follower) nudge() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.due = true
+	if f.end != nil {
+		f.end(errResync)
+	}
 }
 
 // run ends with ctx only. after is the revision to go on from, or nil to begin with a
 // listing.
 func (f *follower) run(ctx context.Context, after *uint64) {
 	wait := backoff{random: f.random}
+	due := f.nextListing()
 	for ctx.Err() == nil {
 		if after == nil {
 			l, config, err := f.list(ctx)
@@ -46,18 +63,19 @@ func (f *follower) run(ctx context.Context, after *uint64) {
 			if !f.send(ctx, news{listing: &l, config: config}) {
 				return
 			}
-			after = &l.Revision
+			after, due = &l.Revision, f.nextListing()
 		}
-		last, heard, err := f.watch(ctx, *after)
+		began := time.Now()
+		last, err := f.watch(ctx, *after, due)
 		after = &last
-		if heard {
+		if time.Since(began) > mostBackoff { // else it may be one that always ends
 			wait.reset()
 		}
 		switch {
 		case ctx.Err() != nil:
 			return
-		case errors.Is(err, context.DeadlineExceeded) && errors.Is(err, errResync):
-			after = nil // the periodic listing
+		case errors.Is(err, errResync):
+			after = nil // the periodic listing, or one that was asked for
 			continue
 		case errors.Is(err, ErrCompacted):
 			after = nil
@@ -68,29 +86,50 @@ func (f *follower) run(ctx context.Context, after *uint64) {
 	}
 }
 
-// errResync: the time for a periodic listing has come.
-var errResync = fmt.Errorf("lease: a listing is due: %w", context.DeadlineExceeded)
+// errResync ends a watch because a listing is due.
+var errResync = errors.New("lease: a listing is due")
+
+// nextListing returns when all leases are to be listed again: not by all hosts at once.
+func (f *follower) nextListing() time.Time {
+	return time.Now().Add(f.resync + time.Duration(f.random(uint64(f.resync/10)+1)))
+}
 
 // watch passes on what happens until the store can't go on or a listing is due. It
-// returns the revision reached, and whether the store has said anything at all.
-func (f *follower) watch(ctx context.Context, after uint64) (last uint64, heard bool, err error) {
-	due := f.resync + time.Duration(f.random(uint64(f.resync/10)+1)) // not all hosts at once
-	ctx, cancel := context.WithTimeoutCause(ctx, due, errResync)
+// returns the revision reached.
+func (f *follower) watch(ctx context.Context, after uint64, due time.Time) (last uint64, err error) {
+	ctx, cancel := context.WithDeadlineCause(ctx, due, errResync)
 	defer cancel()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	f.mu.Lock()
+	asked := f.due
+	f.end = end
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.end = nil
+	}()
+	if asked {
+		return after, errResync
+	}
 	last = after
 	err = f.store.Watch(ctx, after, func(b Batch) {
 		if f.send(ctx, news{batch: &b}) {
-			last, heard = max(last, b.Revision), true
+			last = max(last, b.Revision)
 		}
 	})
 	if ctx.Err() != nil {
-		return last, heard, context.Cause(ctx)
+		return last, context.Cause(ctx)
 	}
-	return last, heard, err
+	return last, err
 }
 
 // list reads everything, and looks whether the network's configuration has changed.
 func (f *follower) list(ctx context.Context) (Listing, string, error) {
+	f.mu.Lock()
+	f.due = false
+	f.mu.Unlock()
 	l, err := f.store.List(ctx)
 	if err != nil {
 		return l, "", fmt.Errorf("lease: list: %w", err)

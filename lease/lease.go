@@ -2,6 +2,7 @@ package lease
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -136,6 +137,7 @@ type storedAttrs struct {
 // MarshalJSON writes flannel's form, byte for byte:
 // {"PublicIP":"192.0.2.1","PublicIPv6":null} for a host with the udp backend.
 func (a Attrs) MarshalJSON() ([]byte, error) {
+	a = a.canonical()
 	s := storedAttrs{BackendType: a.BackendType, BackendData: a.BackendData, BackendV6Data: a.BackendV6Data}
 	v4 := a.PublicIP
 	if !v4.IsValid() {
@@ -156,7 +158,7 @@ func (a *Attrs) UnmarshalJSON(data []byte) error {
 		return fmt.Errorf("lease: value %s: %w", excerpt(data), err)
 	}
 	usable := func(p *netip.Addr, is func(netip.Addr) bool) (netip.Addr, error) {
-		if p == nil || !p.IsValid() || p.IsUnspecified() {
+		if p == nil || !p.IsValid() || p.Unmap().IsUnspecified() {
 			return netip.Addr{}, nil
 		}
 		if addr := p.Unmap(); is(addr) && addr.Zone() == "" && !addr.IsMulticast() {
@@ -183,8 +185,30 @@ func (a *Attrs) UnmarshalJSON(data []byte) error {
 // Equal reports whether both say the same to a peer. JSON is compared by value, not
 // by its spaces or the order of its keys.
 func (a Attrs) Equal(b Attrs) bool {
+	a, b = a.canonical(), b.canonical()
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
 		sameJSON(a.BackendData, b.BackendData) && sameJSON(a.BackendV6Data, b.BackendV6Data)
+}
+
+// canonical returns the attributes as they come back from a store: an IPv4 address is not
+// mapped into IPv6, and JSON's null is nothing.
+func (a Attrs) canonical() Attrs {
+	a.PublicIP = a.PublicIP.Unmap()
+	a.BackendData, a.BackendV6Data = nullToNil(a.BackendData), nullToNil(a.BackendV6Data)
+	return a
+}
+
+// check returns nil if other hosts can read the attributes.
+func (a Attrs) check() error {
+	if !a.public().IsValid() {
+		return errors.New("lease: attributes: this host has no public address (set PublicIP or PublicIPv6)")
+	}
+	value, err := json.Marshal(a)
+	if err != nil {
+		return fmt.Errorf("lease: attributes: %w (BackendData and BackendV6Data are JSON, or nil)", err)
+	}
+	var back Attrs
+	return json.Unmarshal(value, &back)
 }
 
 // sameHost reports whether both are one host, so far as leases tell: the same public

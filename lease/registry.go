@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -104,10 +105,12 @@ type Registry struct {
 	network   Network
 	held      bool
 	own       Lease
-	entry     Entry     // the store's, as we know it
-	expires   time.Time // zero for a reservation
-	want      Attrs     // what own shall become
-	first     Listing   // the listing that Run starts from
+	entry     Entry               // the store's, as we know it
+	expires   time.Time           // zero for a reservation
+	want      Attrs               // what own shall become
+	announced map[netip.Addr]bool // public addresses that our lease has had
+	first     Listing             // the listing that Run starts from, after Acquire
+	roster    *roster             // what Run goes on from, after another Run; only Run uses it
 	stats     Stats
 }
 
@@ -141,7 +144,7 @@ type Stats struct {
 // NewRegistry returns a Registry that has done nothing yet.
 func NewRegistry(store Store, cfg RegistryConfig) *Registry {
 	cfg = cfg.withDefaults()
-	return &Registry{store: store, cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1)}
+	return &Registry{store: store, cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), announced: make(map[netip.Addr]bool)}
 }
 
 // Network reads the network's configuration. The error is the store's, ErrNoConfig if
@@ -188,8 +191,13 @@ func (r *Registry) Stats() Stats {
 }
 
 // SetAttrs changes what the lease says of this host, such as its public address. It
-// returns at once; Run writes it, and keeps trying while the store can't be reached.
-func (r *Registry) SetAttrs(a Attrs) {
+// returns at once; Run writes it, and keeps trying while the store can't be reached. The
+// error is about attributes that no host could read; nothing is changed then.
+func (r *Registry) SetAttrs(a Attrs) error {
+	a = a.canonical()
+	if err := a.check(); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	r.want = a
 	r.mu.Unlock()
@@ -197,6 +205,7 @@ func (r *Registry) SetAttrs(a Attrs) {
 	case r.wake <- struct{}{}:
 	default:
 	}
+	return nil
 }
 
 // Release gives the lease back, so that another host may have the subnet at once. A
@@ -213,16 +222,45 @@ func (r *Registry) Release(ctx context.Context) error {
 		return nil
 	}
 	if !entry.Permanent {
-		if err := r.store.Delete(ctx, entry); err != nil && !errors.Is(err, ErrConflict) {
-			r.failed()
+		if err := r.giveBack(ctx, entry); err != nil {
 			return fmt.Errorf("lease: release %s: %w (it ends by itself after its time to live)", entry.Key, err)
 		}
 	}
-	r.contact()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.held = false
 	return nil
+}
+
+// giveBack removes our entry. One that is not as we know it may still be ours: the
+// answer to our last write may have been lost.
+func (r *Registry) giveBack(ctx context.Context, entry Entry) error {
+	err := r.store.Delete(ctx, entry)
+	if errors.Is(err, ErrConflict) {
+		r.contact()
+		var l Listing
+		if l, err = r.store.List(ctx); err == nil {
+			for _, e := range l.Entries {
+				if now, bad := parseEntry(e); e.Key == entry.Key && bad == nil && !e.Permanent && r.ours(now.Attrs) {
+					err = r.store.Delete(ctx, e)
+				}
+			}
+		}
+	}
+	if err != nil && !errors.Is(err, ErrConflict) {
+		r.failed()
+		return err
+	}
+	r.contact()
+	return nil
+}
+
+// ours reports whether a value may be this host's own word: what it says, will say, or
+// has said before.
+func (r *Registry) ours(a Attrs) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return a.sameHost(r.own.Attrs) || a.sameHost(r.want) || r.announced[a.public()]
 }
 
 // hold makes an entry written at a time our lease.
@@ -230,7 +268,11 @@ func (r *Registry) hold(e Entry, key Key, attrs Attrs, asked time.Time) Lease {
 	own := Lease{Key: key, Attrs: attrs, Reserved: e.Permanent, Revision: e.Revision}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if e.Created == 0 && r.held && e.Key == r.entry.Key {
+		e.Created = r.entry.Created
+	}
 	r.held, r.own, r.entry, r.expires = true, own, e, time.Time{}
+	r.announced[attrs.public()] = true
 	if !e.Permanent {
 		r.expires = asked.Add(e.TTL)
 	}

@@ -117,6 +117,9 @@ func (r *roster) put(e Entry) []unreadable {
 		r.members[e.Key] = m
 	}
 	same := m.entry.Revision == e.Revision && string(m.entry.Value) == string(e.Value)
+	if e.Created == 0 && e.Key == m.entry.Key && !m.gone {
+		e.Created = m.entry.Created
+	}
 	m.entry = e
 	back := m.gone
 	if back {
@@ -203,6 +206,17 @@ func (r *roster) rival(k Key, own Attrs) (Lease, bool) {
 	name := k.String()
 	for key, m := range r.members {
 		if key != name && !m.gone && m.readable && m.lease.Overlaps(k) && !m.lease.Attrs.sameHost(own) {
+			return m.lease, true
+		}
+	}
+	return Lease{}, false
+}
+
+// older returns a live lease of another host that overlaps our own and was made before it.
+func (r *roster) older(own Lease, created uint64) (Lease, bool) {
+	name := own.Key.String()
+	for key, m := range r.members {
+		if key != name && !m.gone && m.readable && m.entry.Created != 0 && m.entry.Created < created && m.lease.Overlaps(own.Key) && !m.lease.Attrs.sameHost(own.Attrs) {
 			return m.lease, true
 		}
 	}

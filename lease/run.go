@@ -2,9 +2,7 @@ package lease
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 )
@@ -12,6 +10,14 @@ import (
 // quiet is how long after a report the next one waits, so that a thousand hosts that
 // come at once are a few reports, not a thousand.
 const quiet = 50 * time.Millisecond
+
+// afterOutage is how long peers whose leases are gone linger after an outage of the store
+// that was long enough for leases to run out, and for how long that holds: all hosts
+// have noticed by then that it is back.
+const afterOutage = 2 * time.Minute
+
+// repeatLog is how often trouble that lasts is logged.
+const repeatLog = 10 * time.Minute
 
 // A View is what Run reports: this host's lease and the complete set of its peers.
 type View struct {
@@ -22,8 +28,8 @@ type View struct {
 }
 
 // Run keeps the lease that Acquire has taken, and calls report with every change of it
-// or of the peers, always with the complete sets; first with those that Acquire has
-// seen. It runs until ctx ends and then returns ctx's error, or until another host
+// or of the peers, always with the complete sets; first, at once, with what is known
+// from Acquire or from an earlier Run. It runs until ctx ends and then returns ctx's error, or until another host
 // has our subnet: then the error wraps ErrLost and says whose it is.
 //
 // Nothing else ends it. While the store can't be reached the peers stay as they are;
@@ -40,27 +46,36 @@ func (r *Registry) Run(ctx context.Context, report func(View)) error {
 		return ErrNotHeld
 	}
 	r.running = true
-	k := &keeper{Registry: r, report: report, roster: newRoster(max(r.cfg.Linger, 0), r.cfg.TTL),
+	k := &keeper{Registry: r, report: report, roster: r.roster,
 		retry: backoff{random: r.cfg.Rand}, dispute: backoff{random: r.cfg.Rand}}
-	first, own := r.first, r.entry
-	k.renewEarly = r.cfg.Rand(uint64(r.cfg.RenewMargin/10) + 1)
+	var bad []unreadable
+	if k.roster == nil { // the first Run since Acquire
+		k.roster = newRoster(max(r.cfg.Linger, 0), r.cfg.TTL)
+		bad = append(k.roster.reset(r.first, r.entry.Key, time.Now()),
+			k.roster.put(r.entry)...) // the listing may be older than our own write
+		r.roster, r.first = k.roster, Listing{}
+	}
+	after := k.roster.revision
+	k.renewEarly = r.cfg.Rand(uint64(min(r.cfg.RenewMargin/10, (r.cfg.TTL-r.cfg.RenewMargin)/100).Truncate(10*time.Millisecond)) + 1)
 	r.mu.Unlock()
+	k.complain(bad)
 
 	ctx, cancel := context.WithCancel(ctx)
 	feed := make(chan news)
 	f := &follower{store: r.store, resync: r.cfg.Resync, random: r.cfg.Rand, out: feed}
+	k.nudge = f.nudge
 	var wg sync.WaitGroup
-	wg.Go(func() { f.run(ctx, &first.Revision) })
-	defer func() {
-		cancel()
-		wg.Wait()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.running = false
-	}()
-	k.take(first, time.Now())
-	k.complain(k.roster.put(own)) // the listing may be older than our own write
-	return k.loop(ctx, feed)
+	wg.Go(func() { f.run(ctx, &after) })
+	err := k.loop(ctx, feed)
+	cancel()
+	wg.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = false
+	if errors.Is(err, ErrLost) {
+		r.held = false
+	}
+	return err
 }
 
 // A keeper is one Run: the roster, and what is due when. Only its goroutine uses it.
@@ -68,15 +83,26 @@ type keeper struct {
 	*Registry
 	report func(View)
 	roster *roster
+	nudge  func() // asks the follower for a listing
+
+	waiting     bool   // for that listing
+	checkedAt   uint64 // the roster's changes among which no older rival was
+	overwritten bool   // somebody else has written our entry
+	lastWhy     string // of the last trouble that was logged
+	lastLog     time.Time
 
 	retry      backoff   // of our own writes
 	dispute    backoff   // of rewriting what somebody else has written
 	disputed   time.Time // when that was last
 	notBefore  time.Time // the next of them, after an error
 	renewEarly uint64    // nanoseconds by which this host renews before the margin, at random
-	failing    bool      // the store's last answer was an error, and that is logged
 	expired    bool      // it is logged that our lease has run out
 	newConfig  string    // a changed configuration that is logged
+
+	failing       bool      // it is logged that the store does not answer, and not that it does
+	failure       string    // the last such error
+	failureLogged time.Time // when
+	graceUntil    time.Time // peers linger for longer until then
 
 	reported     View
 	lastReport   time.Time
@@ -89,11 +115,19 @@ func (k *keeper) loop(ctx context.Context, feed <-chan news) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		again := k.tell(time.Now()) // first, since the store may keep us waiting
 		next, err := k.tend(ctx, time.Now())
 		if err != nil {
 			return err
 		}
-		timer.Reset(time.Until(earliest(next, k.tell(time.Now()))))
+		if k.untold() {
+			again = k.tell(time.Now())
+		}
+		pause := time.Hour // as good as never
+		if at := earliest(next, again); !at.IsZero() {
+			pause = time.Until(at)
+		}
+		timer.Reset(pause)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -110,29 +144,41 @@ func (k *keeper) loop(ctx context.Context, feed <-chan news) error {
 func (k *keeper) hear(n news, now time.Time) {
 	if n.err != nil {
 		k.failed()
-		if !k.failing {
-			k.failing = true
+		if why := n.err.Error(); !k.failing && (why != k.failure || now.Sub(k.failureLogged) > repeatLog) {
+			k.failing, k.failure, k.failureLogged = true, why, now
 			k.log.Warn("the lease store does not answer; leases and peers stay as they are", "err", n.err)
 		}
 		return
 	}
+	last := k.Stats().LastContact
 	k.contact()
 	if k.failing {
 		k.failing = false
 		k.log.Info("the lease store answers again")
+	}
+	// After an outage in which nobody could renew, many leases have run out, and
+	// their owners need some time to come back.
+	if now.Sub(last) >= k.cfg.RenewMargin/2 {
+		k.graceUntil = now.Add(afterOutage)
+	}
+	k.roster.linger = k.cfg.Linger
+	if k.cfg.Linger > 0 && now.Before(k.graceUntil) {
+		k.roster.linger = max(k.cfg.Linger, afterOutage)
 	}
 	if n.batch != nil {
 		k.complain(k.roster.apply(*n.batch, now))
 		return
 	}
 	k.count(func(s *Stats) { s.Relists++ })
+	k.waiting = false
 	k.take(*n.listing, now)
 	k.mu.Lock()
 	old := k.rawConfig
 	k.mu.Unlock()
 	if n.config != "" && n.config != old && n.config != k.newConfig {
 		k.newConfig = n.config
-		k.log.Warn("the network's configuration has changed; it is used after a restart", "config", n.config)
+		network, err := ParseNetwork([]byte(n.config)) // whose String has no secrets
+		k.log.Warn("the network's configuration has changed; it is used after a restart", "network", network, "err", err)
 	}
 }
 
@@ -141,7 +187,7 @@ func (k *keeper) take(l Listing, now time.Time) {
 	if k.roster.replaced(l) {
 		k.log.Warn("the lease store was wiped or restored from a backup; peers that it has lost are kept until their leases would have ended", "entries", len(l.Entries))
 		k.mu.Lock()
-		k.entry.Revision = 0 // of another history
+		k.entry.Revision, k.entry.Created = 0, 0 // of another history
 		k.mu.Unlock()
 	}
 	k.complain(k.roster.reset(l, k.entryNow().Key, now))
@@ -162,13 +208,19 @@ func (k *keeper) entryNow() Entry {
 	return k.entry
 }
 
+// untold reports whether something may have changed since the last report.
+func (k *keeper) untold() bool {
+	own, _ := k.Lease()
+	return !k.everReported || k.roster.changes != k.reportedAt || !sameLease(own, k.reported.Own)
+}
+
 // tell reports if there is something new, and returns when to come again for that.
 func (k *keeper) tell(now time.Time) (again time.Time) {
 	again = k.roster.sweep(now)
-	own, _ := k.Lease()
-	if k.everReported && k.roster.changes == k.reportedAt && sameLease(own, k.reported.Own) {
+	if !k.untold() {
 		return again
 	}
+	own, _ := k.Lease()
 	if due := k.lastReport.Add(quiet); k.everReported && now.Before(due) {
 		return earliest(again, due)
 	}
@@ -185,202 +237,6 @@ func (k *keeper) tell(now time.Time) (again time.Time) {
 	k.report(v)
 	k.lastReport = time.Now()
 	return again
-}
-
-// tend does what our own lease needs, and returns when it needs something next.
-func (k *keeper) tend(ctx context.Context, now time.Time) (next time.Time, err error) {
-	for steps := 0; steps < 10; steps++ {
-		k.mu.Lock()
-		own, entry, want, expires := k.own, k.entry, k.want, k.expires
-		k.mu.Unlock()
-		if now.Before(k.notBefore) {
-			return k.notBefore, nil
-		}
-		var doing string
-		var done bool
-		m, live := k.roster.live(entry.Key)
-		switch {
-		case !live:
-			doing = "take the lease again"
-			done, err = k.retake(ctx, own, want)
-		case m.entry.Revision > entry.Revision:
-			if err := k.adopt(own, m); err != nil {
-				return next, err
-			}
-			done = true
-		case !own.Attrs.Equal(want):
-			doing = "change the lease"
-			done, err = k.rewrite(ctx, own, entry, want)
-		case entry.Permanent:
-			return time.Time{}, nil
-		case now.Before(k.renewAt(expires)):
-			return k.renewAt(expires), nil
-		default:
-			doing = "renew the lease"
-			done, err = k.renew(ctx, own, entry, want)
-		}
-		if ctx.Err() != nil {
-			return next, context.Cause(ctx)
-		}
-		if errors.Is(err, ErrLost) {
-			return next, err
-		}
-		if err != nil {
-			k.postpone(doing, own, expires, err)
-			return k.notBefore, nil
-		}
-		if done {
-			k.settled(doing, own)
-		}
-		now = time.Now()
-	}
-	// Somebody changes the entry as fast as we do. Not at that pace.
-	k.notBefore = now.Add(k.retry.next())
-	return k.notBefore, nil
-}
-
-// renewAt returns when a lease that ends at expires is to be renewed.
-func (k *keeper) renewAt(expires time.Time) time.Time {
-	return expires.Add(-k.cfg.RenewMargin - time.Duration(k.renewEarly))
-}
-
-// postpone puts the next write off after an error.
-func (k *keeper) postpone(doing string, own Lease, expires time.Time, err error) {
-	pause := k.retry.next()
-	k.notBefore = time.Now().Add(pause)
-	k.log.Warn("can't "+doing+", trying again", "lease", own.Key, "in", pause.Round(time.Millisecond), "err", err)
-	if !k.expired && !expires.IsZero() && time.Now().After(expires) {
-		k.expired = true
-		k.log.Error("the lease has run out; traffic goes on until another host takes the subnet", "lease", own.Key)
-	}
-}
-
-// settled notes that a write has succeeded.
-func (k *keeper) settled(doing string, own Lease) {
-	k.retry.reset()
-	k.expired = false
-	if doing != "" {
-		k.log.Debug("done: "+doing, "lease", own.Key)
-	}
-}
-
-// retake makes our entry again after it was removed, or its time was up, unless another
-// host has some of the subnet by now.
-func (k *keeper) retake(ctx context.Context, own Lease, want Attrs) (bool, error) {
-	if other, taken := k.roster.rival(own.Key, own.Attrs); taken {
-		return false, lost(own, other)
-	}
-	value, err := json.Marshal(want)
-	if err != nil {
-		return false, fmt.Errorf("lease: attributes: %w", err)
-	}
-	asked := time.Now()
-	e, err := k.store.Create(ctx, own.Key.String(), value, k.ttlOf(k.entryNow()))
-	if errors.Is(err, ErrExists) {
-		return false, k.relist(ctx)
-	}
-	if err != nil {
-		k.failed()
-		return false, err
-	}
-	k.contact()
-	k.count(func(s *Stats) { s.Retaken++ })
-	k.log.Warn("the lease was gone from the store (deleted, expired, or the store was wiped); it has been taken again", "lease", own.Key)
-	k.hold(e, own.Key, want, asked)
-	k.complain(k.roster.put(e))
-	return true, nil
-}
-
-// adopt looks at an entry of ours that somebody else has written.
-func (k *keeper) adopt(own Lease, m *member) error {
-	l, err := parseEntry(m.entry)
-	if err == nil && !l.Attrs.sameHost(own.Attrs) {
-		return lost(own, l)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	now := time.Now()
-	switch e := m.entry; {
-	case e.Permanent:
-		k.expires = time.Time{}
-	case e.TTL > 0:
-		k.expires = now.Add(e.TTL)
-	case e.Handle != k.entry.Handle || k.entry.Permanent:
-		k.expires = now // of unknown life: to be renewed at once
-	}
-	if m.entry.Permanent != k.entry.Permanent {
-		k.log.Info("somebody has changed the lease", "lease", own.Key, "reserved", m.entry.Permanent)
-	}
-	k.entry.Permanent, k.own.Reserved = m.entry.Permanent, m.entry.Permanent
-	k.entry.Revision, k.own.Revision, k.entry.Handle = m.entry.Revision, m.entry.Revision, m.entry.Handle
-	k.own.Attrs = l.Attrs // none if it can't be read: equal to nothing, so written anew
-	if err != nil || !l.Attrs.Equal(k.want) {
-		k.log.Warn("somebody has overwritten what our lease says (another host with this public address?), writing it anew", "lease", own.Key, "err", err)
-		if now.Sub(k.disputed) > time.Minute {
-			k.dispute.reset()
-		}
-		k.disputed = now
-		k.notBefore = now.Add(k.dispute.next())
-	}
-	return nil
-}
-
-// rewrite changes what our lease says.
-func (k *keeper) rewrite(ctx context.Context, own Lease, entry Entry, want Attrs) (bool, error) {
-	value, err := json.Marshal(want)
-	if err != nil {
-		return false, fmt.Errorf("lease: attributes: %w", err)
-	}
-	asked := time.Now()
-	e, err := k.store.Update(ctx, entry, value, k.ttlOf(entry))
-	return k.wrote(ctx, own, e, want, asked, err)
-}
-
-// renew makes our lease live on.
-func (k *keeper) renew(ctx context.Context, own Lease, entry Entry, want Attrs) (bool, error) {
-	asked := time.Now()
-	e, err := k.store.Renew(ctx, entry, k.ttlOf(entry))
-	done, err := k.wrote(ctx, own, e, want, asked, err)
-	switch {
-	case err != nil:
-		k.count(func(s *Stats) { s.RenewErrors++ })
-	case done:
-		k.count(func(s *Stats) { s.Renewals++ })
-	}
-	return done, err
-}
-
-// wrote takes the outcome of a write to our entry.
-func (k *keeper) wrote(ctx context.Context, own Lease, e Entry, attrs Attrs, asked time.Time, err error) (bool, error) {
-	if errors.Is(err, ErrConflict) {
-		return false, k.relist(ctx)
-	}
-	if err != nil {
-		k.failed()
-		return false, err
-	}
-	k.contact()
-	k.hold(e, own.Key, attrs, asked)
-	k.complain(k.roster.put(e))
-	return true, nil
-}
-
-// relist reads all leases after a conflict, so that the next step knows what happened.
-func (k *keeper) relist(ctx context.Context) error {
-	k.count(func(s *Stats) { s.Conflicts++; s.Relists++ })
-	l, err := k.store.List(ctx)
-	if err != nil {
-		k.failed()
-		return err
-	}
-	k.take(l, time.Now())
-	return nil
-}
-
-// lost returns the error of a subnet that is another's.
-func lost(own, other Lease) error {
-	return fmt.Errorf("%w: %s is leased by %s as %s (join again to get another subnet, and restart the containers that have addresses in this one)",
-		ErrLost, own.Key, other.Attrs.public(), other.Key)
 }
 
 // sameLease reports whether two leases say the same, revisions aside.

@@ -49,7 +49,7 @@ type Store interface {
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) (Entry, error)
 
 	// Update replaces the value and the time to live of an entry that is still
-	// at old.Revision, else ErrConflict. Only Key and Revision of old are used.
+	// at old.Revision, else ErrConflict. Only Key and Revision of old are needed.
 	Update(ctx context.Context, old Entry, value []byte, ttl time.Duration) (Entry, error)
 
 	// Renew makes an entry live for ttl from now, with one request. It returns
@@ -87,6 +87,10 @@ type Entry struct {
 	Value []byte
 	// Revision is the one at which the entry was last written.
 	Revision uint64
+	// Created is the revision at which the entry was made; a later one has a
+	// higher number. 0 if unknown, as where Update was told only Key and
+	// Revision of the old one.
+	Created uint64
 	// Permanent: it has no time to live.
 	Permanent bool
 	// TTL is how long it lived on from the store's answer, 0 if it is permanent

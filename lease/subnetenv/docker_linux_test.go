@@ -1,0 +1,92 @@
+package subnetenv_test
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/lease/subnetenv"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m) }
+
+// Docker refuses a subnet to which there is a route already, as another host's flannel
+// leaves one behind when the subnet becomes ours.
+func TestMkDockerOptsLooksAtTheRoutes(t *testing.T) {
+	netlab.Require(t)
+	l, err := netlab.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ns, err := l.Namespace("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(l.Veth(ns, "a", ns, "b", 1500))
+	must(ns.AddAddr("a", p("192.0.2.1/24")))
+
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "docker_opts.env")
+	must(os.WriteFile(from, []byte(sample), 0o644))
+	run := func() (code int, stderr bytes.Buffer) {
+		t.Helper()
+		must(os.RemoveAll(to))
+		must(ns.Do(func() error {
+			code = subnetenv.MkDockerOpts([]string{"-f", from, "-d", to, "-c"}, nil, &stderr)
+			return nil
+		}))
+		if got, err := os.ReadFile(to); err != nil || string(got) != dockerCases()["-c"].want {
+			t.Errorf("%v, the file is %q", err, got)
+		}
+		return code, stderr
+	}
+
+	gw := netip.MustParseAddr("192.0.2.254")
+	must(ns.AddRoute(p("10.1.0.0/16"), gw, "", 0))
+	must(ns.AddRoute(p("10.1.75.0/24"), gw, "", 0))
+	must(ns.AddRoute(p("10.1.74.0/25"), gw, "", 0))
+	must(ns.AddRoute(p("10.1.74.0/24"), netip.Addr{}, "b", 0)) // docker0's own
+	if code, stderr := run(); code != 0 {
+		t.Errorf("exit code %d without such a route: %s", code, stderr.Bytes())
+	}
+	must(ns.DelRoute(p("10.1.74.0/24"), netip.Addr{}, "b"))
+	must(ns.AddRoute(p("10.1.74.0/24"), gw, "", 0))
+	if code, stderr := run(); code != 1 || !strings.Contains(stderr.String(), "10.1.74.1/24 by way of 192.0.2.254") {
+		t.Errorf("exit code %d, want 1: %s", code, stderr.Bytes())
+	}
+}
+
+func TestMkDockerOptsWritesToDevices(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	var stderr bytes.Buffer
+	code := subnetenv.MkDockerOpts([]string{"-f", filepath.Join(t.TempDir(), "none"), "-d", fmt.Sprintf("/proc/self/fd/%d", w.Fd())}, nil, &stderr)
+	if code != 0 {
+		t.Fatalf("exit code %d: %s", code, stderr.Bytes())
+	}
+	got := make([]byte, 100)
+	n, err := r.Read(got)
+	if want := "DOCKER_OPTS=\"\"\n"; err != nil || string(got[:n]) != want {
+		t.Errorf("got %q, %v", got[:n], err)
+	}
+}
