@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,12 +91,22 @@ func (d *Device) osWatch(ctx context.Context) (<-chan Event, error) {
 func (d *Device) subscribe() (updates chan netlink.LinkUpdate, end func(), err error) {
 	done := make(chan struct{})
 	updates = make(chan netlink.LinkUpdate)
-	ns := d.os.ns
-	err = netlink.LinkSubscribeWithOptions(updates, done, netlink.LinkSubscribeOptions{
-		Namespace:     &ns,
+	opts := netlink.LinkSubscribeOptions{
 		ListExisting:  true,
 		ErrorCallback: func(error) {}, // the closed channel says it
-	})
+	}
+	// To enter a namespace takes CAP_SYS_ADMIN, even for a thread that is in it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := netns.Get()
+	if err != nil {
+		return nil, nil, fmt.Errorf("tun: watch %s: network namespace: %w", d.name, err)
+	}
+	defer home.Close()
+	if ns := d.os.ns; !home.Equal(ns) {
+		opts.Namespace = &ns
+	}
+	err = netlink.LinkSubscribeWithOptions(updates, done, opts)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tun: watch %s: subscribe to link changes: %w", d.name, err)
 	}
