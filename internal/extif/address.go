@@ -61,13 +61,22 @@ func (c *chooser) owner(a netip.Addr) *link {
 	return nil
 }
 
-// find returns an address of the interface.
+// find returns an address of the interface. The loopback interface has all of the
+// 127.0.0.0/8 that its one address is in, to the kernel as well (the local table), so
+// that several members of a network can be on one machine.
 func (l *link) find(a netip.Addr) (address, bool) {
 	i := slices.IndexFunc(l.addrs, func(have address) bool { return have.ip == a })
-	if i < 0 {
-		return address{}, false
+	if i >= 0 {
+		return l.addrs[i], true
 	}
-	return l.addrs[i], true
+	if l.Flags&net.FlagLoopback != 0 && a.Is4() && a.IsLoopback() {
+		for _, have := range l.addrs {
+			if p, err := have.ip.Prefix(have.bits); err == nil && have.unusable == "" && p.Contains(a) {
+				return address{ip: a, bits: have.bits, permanent: true}, true
+			}
+		}
+	}
+	return address{}, false
 }
 
 // with sets the address of a family if the choice has none of it yet. An address that

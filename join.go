@@ -1,0 +1,226 @@
+package flannelkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flannelkit/flannelkit/encap/alloc"
+	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/encap/udp"
+	"github.com/flannelkit/flannelkit/internal/extif"
+	"github.com/flannelkit/flannelkit/lease"
+)
+
+// ErrBackend is wrapped by Join's error when the network's configuration names a
+// backend that Config.Backends does not have.
+var ErrBackend = errors.New("flannelkit: unknown backend")
+
+// A Config has what Join may be told. The zero value joins as flannel does: over the
+// interface of the default route, for 24 hours at a time.
+type Config struct {
+	// Interface chooses the external interface and the public addresses.
+	Interface Interface
+	// Backends by the name in the network's configuration, in lower case; nil
+	// means DefaultBackends.
+	Backends map[string]backend.New
+	// Previous is the subnet that this host had before, which it gets again if
+	// it is free and this host has no lease; see subnetenv.File.Key.
+	Previous lease.Key
+	// TTL is how long the lease lives without being renewed; 0 means 24 hours.
+	TTL time.Duration
+	// RenewMargin is how long before its end the lease is renewed; 0 means one
+	// hour.
+	RenewMargin time.Duration
+	// KeepDevice leaves at Close what a successor can take over: packets for
+	// the network then wait for it, or are dropped, but take no other way. It
+	// only helps with backends that were made for it, such as
+	// udp.New(udp.Options{Persist: true}); with nil Backends it sets that.
+	KeepDevice bool
+	// OnChange is called when something that the Node tells has changed: lease,
+	// peers, host, MTU. It is called by one goroutine at a time, must not block,
+	// and must not call Close or Release.
+	OnChange func()
+	// Log gets changes of state; never secrets, never anything per packet. nil
+	// means none.
+	Log *slog.Logger
+}
+
+// Interface chooses the external interface, through which peers are reached, and the
+// public addresses, at which they reach this host.
+type Interface = extif.Config
+
+// DefaultBackends returns the backends that need no SDK of anybody: udp and alloc. The
+// map is the caller's, to add to.
+func DefaultBackends() map[string]backend.New {
+	return map[string]backend.New{
+		"udp":   udp.New(udp.Options{}),
+		"alloc": alloc.New(),
+	}
+}
+
+// Join makes this host a member of the network in the store: it takes a lease, starts
+// the network's backend, and returns when packets can flow to the peers known by then.
+// The Node lives until Close, or until its subnet is another's (see Node.Done); ctx is
+// for joining only, and when it ends, Join undoes what it has done, except that a lease
+// that was taken stays, as after Close.
+//
+// While the store can't be reached, or has no network configuration, Join waits, and
+// logs why. It returns an error for what waiting does not mend: access denied, a
+// configuration that can't be used (lease.ErrNetwork), an unknown backend (ErrBackend),
+// no interface, no free subnet (lease.ErrNoSubnet), or the system's refusal.
+//
+// The Store stays the caller's, and must stay open as long as the Node.
+func Join(ctx context.Context, store lease.Store, cfg Config) (*Node, error) {
+	if store == nil {
+		return nil, errors.New("flannelkit: join: no store (lease/memory, lease/etcdv2 and lease/etcdv3 have some)")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Backends == nil {
+		cfg.Backends = DefaultBackends()
+		cfg.Backends["udp"] = udp.New(udp.Options{Persist: cfg.KeepDevice})
+	}
+	registry := lease.NewRegistry(store, lease.RegistryConfig{
+		Previous: cfg.Previous, TTL: cfg.TTL, RenewMargin: cfg.RenewMargin, Log: cfg.Log,
+	})
+	network, err := insist(ctx, cfg.Log, "the network's configuration", registry.Network)
+	if err != nil {
+		return nil, fmt.Errorf("flannelkit: join: %w", err)
+	}
+	makeBackend := cfg.Backends[network.BackendType]
+	if makeBackend == nil {
+		known := slices.Sorted(maps.Keys(cfg.Backends))
+		return nil, fmt.Errorf("%w %q in the network's configuration (this program has %s)", ErrBackend, network.BackendType, strings.Join(known, ", "))
+	}
+	b, err := makeBackend(backend.Params{Network: network, Log: cfg.Log})
+	if err != nil {
+		return nil, fmt.Errorf("flannelkit: join: %w", err)
+	}
+	n := &Node{cfg: cfg, registry: registry, network: network, backend: b, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	if err := n.join(ctx); err != nil {
+		err = fmt.Errorf("flannelkit: join: %w", err)
+		if n.cancel == nil { // nothing runs yet
+			return nil, errors.Join(err, b.Close(cfg.KeepDevice))
+		}
+		n.finish(err, cfg.KeepDevice)
+		return nil, errors.Join(err, n.closeErr)
+	}
+	return n, nil
+}
+
+// join takes a lease and starts the backend.
+func (n *Node) join(ctx context.Context) error {
+	host, err := n.choose(ctx)
+	if err != nil {
+		return err
+	}
+	if n.data, err = n.backend.Prepare(ctx); err != nil {
+		return err
+	}
+	attrs := n.attrs(host)
+	own, err := insist(ctx, n.cfg.Log, "a lease", func(ctx context.Context) (lease.Lease, error) {
+		return n.registry.Acquire(ctx, attrs)
+	})
+	if err != nil {
+		return err
+	}
+	mtu, err := n.backend.Start(ctx, host, own)
+	if err != nil {
+		return err
+	}
+	n.host, n.own, n.mtu = host, own, mtu
+	first := n.start()
+	select {
+	case <-first:
+		return nil
+	case <-n.done:
+		return n.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// choose picks the external interface.
+func (n *Node) choose(ctx context.Context) (backend.Host, error) {
+	host, err := extif.Choose(ctx, n.cfg.Interface, n.network.IPv4.Enabled(), n.network.IPv6.Enabled())
+	return n.orIPv4(ctx, host, err)
+}
+
+// orIPv4 chooses anew for IPv4 alone if a network with both families has failed to find
+// both: packets of one can be carried over the other.
+func (n *Node) orIPv4(ctx context.Context, host backend.Host, err error) (backend.Host, error) {
+	if err == nil || !n.network.IPv4.Enabled() || !n.network.IPv6.Enabled() {
+		return host, err
+	}
+	only4, err4 := extif.Choose(ctx, n.cfg.Interface, true, false)
+	if err4 != nil {
+		return host, err
+	}
+	n.cfg.Log.Info("peers are reached over IPv4 only", "interface", only4.Link, "why", err)
+	return only4, nil
+}
+
+// attrs returns what the lease says of this host.
+func (n *Node) attrs(host backend.Host) lease.Attrs {
+	a := n.data
+	a.PublicIP = host.Public4
+	if n.network.IPv6.Enabled() {
+		a.PublicIPv6 = host.Public6
+	}
+	return a
+}
+
+const (
+	leastWait = 250 * time.Millisecond
+	mostWait  = 5 * time.Second
+	noConfig  = time.Second // between looks for a configuration, as flannel
+)
+
+// insist asks the store until it answers. It logs once for each reason, and from time
+// to time that it still waits.
+func insist[T any](ctx context.Context, log *slog.Logger, what string, ask func(context.Context) (T, error)) (T, error) {
+	var lastReason string
+	var lastLog time.Time
+	waited := false
+	for wait := leastWait; ; wait = min(2*wait, mostWait) {
+		v, err := ask(ctx)
+		if err == nil && waited {
+			log.Info("the lease store has answered", "asked for", what)
+		}
+		if err == nil || ctx.Err() != nil || final(err) {
+			return v, err
+		}
+		reason := err.Error()
+		if errors.Is(err, lease.ErrNoConfig) {
+			wait = noConfig
+			reason = "the network is not configured (put its configuration, such as {\"Network\": \"10.5.0.0/16\"}, under <prefix>/config)"
+		}
+		if reason != lastReason || time.Since(lastLog) > time.Minute {
+			log.Warn("waiting for the lease store", "asked for", what, "why", reason)
+			lastReason, lastLog = reason, time.Now()
+		}
+		waited = true
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return v, fmt.Errorf("%w (last: %s)", context.Cause(ctx), reason)
+		}
+	}
+}
+
+// final reports whether asking again does not help.
+func final(err error) bool {
+	for _, e := range []error{lease.ErrDenied, lease.ErrUnsupported, lease.ErrNetwork, lease.ErrNoSubnet} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
