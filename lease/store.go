@@ -115,7 +115,7 @@ type Listing struct {
 
 // A Batch is what Watch reports at once.
 type Batch struct {
-	// Events in the order in which they happened. None: nothing happened up to
+	// Events in the order in which they happened; they must not be changed. None: nothing happened up to
 	// Revision, and the server is there.
 	Events []Event
 	// Revision to go on from: nothing up to it is left to be reported.

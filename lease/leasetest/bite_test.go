@@ -153,15 +153,20 @@ func mistakes() map[string]mistake {
 	}
 }
 
+// onBatch is a mistake in every batch, whose events may be changed.
+func onBatch(seenBy string, change func(b lease.Batch) lease.Batch) mistake {
+	return mistake{seenBy, func(w *wrong, s lease.Store) {
+		w.watch = func(ctx context.Context, after uint64, fn func(lease.Batch)) error {
+			return s.Watch(ctx, after, func(b lease.Batch) {
+				b.Events = slices.Clone(b.Events)
+				fn(change(b))
+			})
+		}
+	}}
+}
+
 // watchMistakes are those of Watch, where most can go wrong.
 func watchMistakes() map[string]mistake {
-	onBatch := func(seenBy string, change func(b lease.Batch) lease.Batch) mistake {
-		return mistake{seenBy, func(w *wrong, s lease.Store) {
-			w.watch = func(ctx context.Context, after uint64, fn func(lease.Batch)) error {
-				return s.Watch(ctx, after, func(b lease.Batch) { fn(change(b)) })
-			}
-		}}
-	}
 	return map[string]mistake{
 		"watch begins too early": {"WatchReplay", func(w *wrong, s lease.Store) {
 			w.watch = func(ctx context.Context, after uint64, fn func(lease.Batch)) error {
@@ -182,9 +187,23 @@ func watchMistakes() map[string]mistake {
 			return b
 		}),
 		"watch forgets that an entry is permanent": onBatch("WatchOrder", func(b lease.Batch) lease.Batch {
-			b.Events = slices.Clone(b.Events)
 			for i := range b.Events {
 				b.Events[i].Entry.Permanent = false
+			}
+			return b
+		}),
+		"watch says nothing before something happens": {"WatchFirst", func(w *wrong, s lease.Store) {
+			w.watch = func(ctx context.Context, after uint64, fn func(lease.Batch)) error {
+				return s.Watch(ctx, after, func(b lease.Batch) {
+					if len(b.Events) > 0 {
+						fn(b)
+					}
+				})
+			}
+		}},
+		"watch does not know the age of an entry": onBatch("WatchOrder", func(b lease.Batch) lease.Batch {
+			for i := range b.Events {
+				b.Events[i].Entry.Created = 0
 			}
 			return b
 		}),

@@ -67,26 +67,36 @@ func testWatchConcurrent(t *testing.T, n Network) {
 	h := n.open(t)
 	start, _ := h.list()
 	full := h.watch(start.Revision)
-	progress := make(chan error, writers*steps)
+	progress := make(chan error) // holds the writers back, so that they are at it all the time
 	all := make([]*writer, writers)
-	ctx := callContext(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
 	for i := range all {
 		w := &writer{store: n.open(t), rand: rand.New(rand.NewPCG(uint64(i), 1)), known: map[string]lease.Entry{}, gone: map[string]int{}}
 		all[i] = w
 		running.Go(func() {
 			for s := range steps {
-				progress <- w.step(ctx, fmt.Sprintf("%d.%d", i, s))
+				select {
+				case progress <- w.step(ctx, fmt.Sprintf("%d.%d", i, s)):
+				case <-ctx.Done():
+					return
+				}
 			}
 		})
 	}
-	defer running.Wait()
 	var watches []*watching
 	var listings []lease.Listing
 	var reader *host
 	for i := range writers * steps {
-		if err := <-progress; err != nil {
-			t.Fatalf("a writer: %v", err)
+		select {
+		case err := <-progress:
+			if err != nil {
+				t.Fatalf("a writer: %v", err)
+			}
+		case <-ctx.Done():
+			t.Fatalf("the writers need more than %v", patience)
 		}
 		switch i % (writers * steps / late) {
 		case 0:

@@ -197,7 +197,8 @@ func (s *Store) Delete(ctx context.Context, old lease.Entry) error {
 	return nil
 }
 
-// Watch implements lease.Store. What happens while fn is busy comes in one batch.
+// Watch implements lease.Store. It begins with an empty Batch at once; what happens
+// while fn is busy comes in one.
 func (s *Store) Watch(ctx context.Context, after uint64, fn func(lease.Batch)) error {
 	const op = "watch"
 	cluster := s.c.enter()

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/traffic"
+)
+
+// roleVariable makes this test binary the daemon: tests start it as they would start
+// the built program, without building one.
+const roleVariable = "TEST_FLANNELD_ROLE"
+
+func TestMain(m *testing.M) {
+	if code, ran := traffic.RunRole(traffic.StandardRoles()); ran {
+		os.Exit(code)
+	}
+	role, ok := os.LookupEnv(roleVariable)
+	os.Unsetenv(roleVariable)
+	switch {
+	case ok && role == "signals":
+		ctx, _ := untilSignal(context.Background())
+		fmt.Println("waiting")
+		<-ctx.Done()
+		fmt.Println(context.Cause(ctx))
+		select {} // stuck
+	case ok:
+		os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	}
+	netlab.Main(m)
+}
