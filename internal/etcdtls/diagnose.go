@@ -3,49 +3,81 @@ package etcdtls
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/flannelkit/flannelkit/lease"
 )
 
-// Mismatch finds out whether an endpoint has the wrong scheme, where err suggests it:
-// etcd closes the connection without a word when it gets http on a port for https, and
-// the reverse. It asks the server in the other way, without credentials, for up to two
-// seconds, and returns an error like Explain's that wraps lease.ErrDenied, or nil if
-// that is not what is wrong.
-func (a *Access) Mismatch(ctx context.Context, endpoint string, err error) error {
-	if err == nil {
-		return nil
-	}
-	text := err.Error()
-	if !strings.HasSuffix(text, "EOF") && !isErrno(err, text, syscall.ECONNRESET, "connection reset") {
+// Diagnose asks the server once more where err says no more than that the connection
+// broke, and returns what it finds like Explain, or nil if that is nothing. There are
+// two good reasons for such an error, and the caller can see neither:
+//
+//   - etcd closes the connection without a word when it gets http on a port for https,
+//     and the reverse.
+//   - With TLS 1.3 a server refuses our certificate when the handshake is over for us
+//     (RFC 8446, section 4.4.2.4), so that a request is under way when the alert
+//     comes, and whether that or the end of the connection is seen is chance.
+//
+// It sends nothing secret, and takes up to two seconds.
+func (a *Access) Diagnose(ctx context.Context, endpoint string, err error) error {
+	if err == nil || !broken(err) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	_, addr, _ := strings.Cut(endpoint, "://")
-	conn, dialErr := new(net.Dialer).DialContext(ctx, "tcp", addr)
-	if dialErr != nil {
+	if a.Secure() {
+		if err := a.refused(ctx, addr); err != nil {
+			return a.Explain(endpoint, err)
+		}
+		if conn := connect(ctx, addr); conn != nil && speaksHTTP(conn) {
+			return a.Explain(endpoint, tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake", Conn: conn})
+		}
+	} else if conn := connect(ctx, addr); conn != nil && speaksTLS(ctx, conn) {
+		return a.Explain(endpoint, errors.New("HTTP request to an HTTPS server"))
+	}
+	return nil
+}
+
+// broken reports whether an error only says that a connection has ended.
+func broken(err error) bool {
+	text := err.Error()
+	return strings.HasSuffix(text, "EOF") || errors.Is(err, net.ErrClosed) || strings.Contains(text, "use of closed network connection") ||
+		isErrno(err, text, syscall.ECONNRESET, "connection reset") || isErrno(err, text, syscall.EPIPE, "broken pipe")
+}
+
+// connect returns a connection that closes itself when ctx ends, nil if there is none.
+func connect(ctx context.Context, addr string) net.Conn {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	if err != nil {
 		return nil
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
-	why := "the server does not speak TLS on that port (write http://, or start it with TLS)"
-	if a.Secure() {
-		if !speaksHTTP(conn) {
-			return nil
-		}
-	} else {
-		if !speaksTLS(ctx, conn) {
-			return nil
-		}
-		why = "the server speaks TLS on that port (write https://)"
+	context.AfterFunc(ctx, func() { _ = conn.Close() })
+	return conn
+}
+
+// refused returns the error of a TLS connection that is about certificates, if any.
+func (a *Access) refused(ctx context.Context, addr string) error {
+	conn := connect(ctx, addr)
+	if conn == nil {
+		return nil
 	}
-	return &failure{text: endpoint + ": " + why, cause: lease.ErrDenied}
+	cfg := a.TLS()
+	cfg.ServerName, _, _ = net.SplitHostPort(addr)
+	secured := tls.Client(conn, cfg)
+	err := secured.HandshakeContext(ctx)
+	if err == nil {
+		_, _ = io.WriteString(secured, "GET /version HTTP/1.0\r\n\r\n")
+		_, err = secured.Read(make([]byte, 1))
+	}
+	if err == nil || broken(err) || ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
 }
 
 // speaksHTTP reports whether a connection answers plain HTTP. Status 400 is how some

@@ -178,10 +178,12 @@ func TestExplainText(t *testing.T) {
 	}
 }
 
-// TestMismatch has servers that, as etcd does, answer nothing to the wrong protocol.
-func TestMismatch(t *testing.T) {
-	ours := newAuthority(t, "ours")
+// TestDiagnose has servers that, as etcd does, answer nothing to the wrong protocol, and
+// ones that refuse a certificate too late for a request to notice.
+func TestDiagnose(t *testing.T) {
+	ours, alien := newAuthority(t, "ours"), newAuthority(t, "alien")
 	cert, key := ours.issue(t, "127.0.0.1", time.Hour)
+	stranger, strangerKey := alien.issue(t, "host", time.Hour)
 	secure := strings.TrimPrefix(listener(t, cert, key, ours, 0), "https://")
 	server := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(server.Close)
@@ -196,26 +198,30 @@ func TestMismatch(t *testing.T) {
 			conn.Close()
 		}
 	}()
+	good := Files{CA: ours.file, Cert: cert, Key: key}
 	for _, c := range []struct {
 		endpoint string
+		files    Files
 		err      error
 		says     string
 	}{
-		{"http://" + secure, io.EOF, "write https://"},
-		{"http://" + secure, syscall.ECONNRESET, "write https://"},
-		{"https://" + plain, io.ErrUnexpectedEOF, "write http://"},
-		{"http://" + secure, errors.New("another error"), ""},
-		{"http://" + secure, nil, ""},
-		{"https://" + secure, io.EOF, ""},
-		{"http://" + plain, io.EOF, ""},
-		{"http://" + mute.Addr().String(), io.EOF, ""},
-		{"https://" + mute.Addr().String(), io.EOF, ""},
+		{"http://" + secure, Files{}, io.EOF, "write https://"},
+		{"http://" + secure, Files{}, syscall.ECONNRESET, "write https://"},
+		{"https://" + plain, good, io.ErrUnexpectedEOF, "write http://"},
+		{"https://" + secure, Files{CA: ours.file}, net.ErrClosed, "the server wants a client certificate"},
+		{"https://" + secure, Files{CA: ours.file, Cert: stranger, Key: strangerKey}, syscall.EPIPE, "rejects our certificate " + stranger},
+		{"http://" + secure, Files{}, errors.New("another error"), ""},
+		{"http://" + secure, Files{}, nil, ""},
+		{"https://" + secure, good, io.EOF, ""},
+		{"http://" + plain, Files{}, io.EOF, ""},
+		{"http://" + mute.Addr().String(), Files{}, io.EOF, ""},
+		{"https://" + mute.Addr().String(), good, io.EOF, ""},
 	} {
-		a, err := New([]string{c.endpoint}, Files{}, nil)
+		a, err := New([]string{c.endpoint}, c.files, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := a.Mismatch(t.Context(), c.endpoint, c.err)
+		got := a.Diagnose(t.Context(), c.endpoint, c.err)
 		switch {
 		case c.says == "" && got != nil:
 			t.Errorf("%s, %v: %v; want nothing", c.endpoint, c.err, got)
