@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -91,6 +92,9 @@ func (r *Registry) survey(listing Listing, attrs Attrs) (taken []Key, mine []mem
 		if k, err := ParseKey(e.Key); err == nil {
 			taken = append(taken, k)
 		}
+		if !mayName(e.Value, attrs) {
+			continue
+		}
 		l, err := parseEntry(e)
 		if err == nil && l.Attrs.sameHost(attrs) {
 			mine = append(mine, member{entry: e, lease: l, readable: true})
@@ -107,6 +111,13 @@ func (r *Registry) survey(listing Listing, attrs Attrs) (taken []Key, mine []mem
 		return compareLeases(a.lease, b.lease)
 	})
 	return taken, mine
+}
+
+// mayName reports whether a value may have a host's public address in it, which spares
+// most values from being parsed. An IPv4 address has one form, unless JSON's escapes
+// hide it.
+func mayName(value []byte, attrs Attrs) bool {
+	return !attrs.PublicIP.IsValid() || bytes.Contains(value, []byte(attrs.PublicIP.String())) || bytes.IndexByte(value, '\\') >= 0
 }
 
 // reuse makes an entry with our public address our lease again.
@@ -213,8 +224,13 @@ func (r *Registry) create(ctx context.Context, key Key, attrs Attrs) (Lease, err
 // made one before that overlaps it.
 func (r *Registry) yieldIfSecond(ctx context.Context, listing Listing, e Entry, key Key, attrs Attrs) error {
 	for _, other := range listing.Entries {
-		l, err := parseEntry(other)
-		if err != nil || other.Key == e.Key || other.Created == 0 || other.Created >= e.Created || !l.Overlaps(key) || l.Attrs.sameHost(attrs) {
+		if other.Key == e.Key || other.Created == 0 || other.Created >= e.Created {
+			continue
+		}
+		if k, err := ParseKey(other.Key); err != nil || !k.Overlaps(key) {
+			continue
+		}
+		if l, err := parseEntry(other); err != nil || l.Attrs.sameHost(attrs) {
 			continue
 		}
 		if err := r.store.Delete(ctx, e); err != nil && !errors.Is(err, ErrConflict) {

@@ -59,7 +59,8 @@ type RegistryConfig struct {
 	Linger time.Duration
 	// Resync is how often all leases are listed anew; 0 means DefaultResync.
 	Resync time.Duration
-	// Rand returns a random number below n; nil means math/rand/v2.
+	// Rand returns a random number below n; nil means math/rand/v2. It is called
+	// from several goroutines.
 	Rand func(n uint64) uint64
 	// Log gets changes of state, never secrets; nil means none.
 	Log *slog.Logger

@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"cmp"
 	"slices"
 	"time"
 )
@@ -25,6 +24,8 @@ type roster struct {
 	members  map[string]*member
 	held     int    // members that are gone
 	changes  uint64 // grows with every change of what peers returns
+	inStore  covers // the subnets of readable members that are not gone
+	inHold   covers // and of those that are
 }
 
 // A member is one key.
@@ -32,6 +33,7 @@ type member struct {
 	entry    Entry // as last seen, readable or not
 	lease    Lease // the last readable value
 	readable bool  // there has been one
+	parsed   bool  // it is that of entry
 	gone     bool  // not in the store any more
 	until    time.Time
 }
@@ -43,7 +45,7 @@ type unreadable struct {
 }
 
 func newRoster(linger, ttl time.Duration) *roster {
-	return &roster{linger: linger, ttl: ttl, members: make(map[string]*member)}
+	return &roster{linger: linger, ttl: ttl, members: make(map[string]*member), inStore: newCovers(), inHold: newCovers()}
 }
 
 // replaced reports whether a listing is of another store than the one known so far,
@@ -116,25 +118,34 @@ func (r *roster) put(e Entry) []unreadable {
 		m = new(member)
 		r.members[e.Key] = m
 	}
-	same := m.entry.Revision == e.Revision && string(m.entry.Value) == string(e.Value)
-	if e.Created == 0 && e.Key == m.entry.Key && !m.gone {
+	unchanged := string(m.entry.Value) == string(e.Value)
+	same := unchanged && m.entry.Revision == e.Revision
+	if e.Created == 0 && !m.gone {
 		e.Created = m.entry.Created
 	}
 	m.entry = e
 	back := m.gone
 	if back {
-		m.gone = false
-		r.held--
+		r.move(m, false)
 	}
-	l, err := parseEntry(e)
-	if err != nil {
-		if same {
-			return nil
+	l := m.lease
+	if m.readable && unchanged && m.parsed {
+		l.Reserved, l.Revision = e.Permanent, e.Revision
+	} else {
+		var err error
+		l, err = parseEntry(e)
+		if m.parsed = err == nil; err != nil {
+			if same {
+				return nil
+			}
+			return []unreadable{{e.Key, err}}
 		}
-		return []unreadable{{e.Key, err}}
 	}
 	if back || !m.readable || !l.Attrs.Equal(m.lease.Attrs) || l.Reserved != m.lease.Reserved {
 		r.changes++
+	}
+	if !m.readable {
+		r.inStore.add(l.Key, 1)
 	}
 	m.lease, m.readable = l, true
 	if r.held > 0 {
@@ -143,35 +154,60 @@ func (r *roster) put(e Entry) []unreadable {
 	return nil
 }
 
-// remove holds a member that is not in the store any more, or drops it at once where
+// remove holds a member that is not in the store any more, or forgets it at once where
 // a live one has its place.
 func (r *roster) remove(key string, m *member, hold time.Duration, now time.Time) {
 	if !m.readable || hold <= 0 {
-		r.drop(key)
+		r.drop(key, m)
+		return
+	}
+	r.move(m, true)
+	m.until = now.Add(hold)
+	if !r.inStore.may(m.lease.Key) {
 		return
 	}
 	for _, other := range r.members {
-		if other != m && !other.gone && other.readable && other.lease.Overlaps(m.lease.Key) {
-			r.drop(key)
+		if !other.gone && other.readable && other.lease.Overlaps(m.lease.Key) {
+			r.drop(key, m)
 			return
 		}
 	}
-	m.gone, m.until = true, now.Add(hold)
-	r.held++
+}
+
+// move puts a member among those that are gone, or back.
+func (r *roster) move(m *member, gone bool) {
+	from, to, n := r.inStore, r.inHold, 1
+	if !gone {
+		from, to, n = r.inHold, r.inStore, -1
+	}
+	if m.readable {
+		from.add(m.lease.Key, -1)
+		to.add(m.lease.Key, 1)
+	}
+	m.gone = gone
+	r.held += n
 }
 
 // drop forgets a member.
-func (r *roster) drop(key string) {
+func (r *roster) drop(key string, m *member) {
+	if m.gone {
+		r.move(m, false)
+	}
+	if m.readable {
+		r.inStore.add(m.lease.Key, -1)
+	}
 	delete(r.members, key)
 	r.changes++
 }
 
-// yield drops what is held in the place of a live lease.
+// yield forgets what is held in the place of a live lease.
 func (r *roster) yield(to Key) {
+	if !r.inHold.may(to) {
+		return
+	}
 	for key, m := range r.members {
 		if m.gone && m.lease.Overlaps(to) {
-			r.drop(key)
-			r.held--
+			r.drop(key, m)
 		}
 	}
 }
@@ -186,8 +222,7 @@ func (r *roster) sweep(now time.Time) (next time.Time) {
 		switch {
 		case !m.gone:
 		case !m.until.After(now):
-			r.drop(key)
-			r.held--
+			r.drop(key, m)
 		case next.IsZero() || m.until.Before(next):
 			next = m.until
 		}
@@ -240,9 +275,10 @@ func (r *roster) peers(own Lease) []Lease {
 
 // compareLeases orders leases by subnet.
 func compareLeases(a, b Lease) int {
-	return cmp.Or(
-		a.Subnet.Addr().Compare(b.Subnet.Addr()), cmp.Compare(a.Subnet.Bits(), b.Subnet.Bits()),
-		a.Subnet6.Addr().Compare(b.Subnet6.Addr()), cmp.Compare(a.Subnet6.Bits(), b.Subnet6.Bits()))
+	if c := a.Subnet.Compare(b.Subnet); c != 0 {
+		return c
+	}
+	return a.Subnet6.Compare(b.Subnet6)
 }
 
 // samePeers reports whether two sets say the same, revisions aside.

@@ -29,7 +29,7 @@ type View struct {
 
 // Run keeps the lease that Acquire has taken, and calls report with every change of it
 // or of the peers, always with the complete sets; first, at once, with what is known
-// from Acquire or from an earlier Run. It runs until ctx ends and then returns ctx's error, or until another host
+// from Acquire or from an earlier Run. It runs until ctx ends and then returns its cause, or until another host
 // has our subnet: then the error wraps ErrLost and says whose it is.
 //
 // Nothing else ends it. While the store can't be reached the peers stay as they are;
@@ -102,6 +102,7 @@ type keeper struct {
 	failing       bool      // it is logged that the store does not answer, and not that it does
 	failure       string    // the last such error
 	failureLogged time.Time // when
+	troubleSince  time.Time // the store has not answered the follower; zero if it has
 	graceUntil    time.Time // peers linger for longer until then
 
 	reported     View
@@ -144,13 +145,15 @@ func (k *keeper) loop(ctx context.Context, feed <-chan news) error {
 func (k *keeper) hear(n news, now time.Time) {
 	if n.err != nil {
 		k.failed()
+		if k.troubleSince.IsZero() {
+			k.troubleSince = now
+		}
 		if why := n.err.Error(); !k.failing && (why != k.failure || now.Sub(k.failureLogged) > repeatLog) {
 			k.failing, k.failure, k.failureLogged = true, why, now
 			k.log.Warn("the lease store does not answer; leases and peers stay as they are", "err", n.err)
 		}
 		return
 	}
-	last := k.Stats().LastContact
 	k.contact()
 	if k.failing {
 		k.failing = false
@@ -158,9 +161,10 @@ func (k *keeper) hear(n news, now time.Time) {
 	}
 	// After an outage in which nobody could renew, many leases have run out, and
 	// their owners need some time to come back.
-	if now.Sub(last) >= k.cfg.RenewMargin/2 {
+	if !k.troubleSince.IsZero() && now.Sub(k.troubleSince) >= k.cfg.RenewMargin/2 {
 		k.graceUntil = now.Add(afterOutage)
 	}
+	k.troubleSince = time.Time{}
 	k.roster.linger = k.cfg.Linger
 	if k.cfg.Linger > 0 && now.Before(k.graceUntil) {
 		k.roster.linger = max(k.cfg.Linger, afterOutage)
