@@ -55,10 +55,13 @@
 //
 // # Limits
 //
-// Linux only; elsewhere everything but [New] and Close(false) returns an error that wraps
-// [errors.ErrUnsupported]. CAP_NET_ADMIN is needed. The rules are made in the network
-// namespace of the calling thread. Connections that exist already keep the source
-// address that they have: the kernel asks these rules once per connection.
+// Linux only; elsewhere everything but [New] and Close(false) returns an error that
+// wraps [errors.ErrUnsupported]. CAP_NET_ADMIN is needed. The rules are made in the
+// network namespace of the calling thread. Connections that exist already keep the
+// source address that they have: the kernel asks these rules once per connection.
+//
+// What can't be undone: a table that iptables made because we asked it to (an empty one
+// with policy ACCEPT) stays after Close(true).
 //
 // A policy DROP in a foreign nftables table, and drops outside the forward hook (since
 // version 28 Docker drops packets to containers with published ports in table raw

@@ -2,7 +2,9 @@ package masq
 
 import (
 	"bytes"
+	"context"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +32,11 @@ func startEngine(t *testing.T, w *world, dir string) (stop func()) {
 		_ = p.Wait()
 		_ = os.Remove(sock)
 	}
+	// The engine takes connections before it has made its rules, and answers after.
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", sock)
+		}}}
 	ended := make(chan struct{})
 	go func() { _ = p.Wait(); close(ended) }()
 	eventually(t, "Docker's engine answers", func() bool {
@@ -38,9 +45,9 @@ func startEngine(t *testing.T, w *world, dir string) (stop func()) {
 			t.Skipf("Docker's engine does not run here: %s", log.Bytes())
 		default:
 		}
-		conn, err := net.Dial("unix", sock)
+		resp, err := client.Get("http://docker/_ping")
 		if err == nil {
-			_ = conn.Close()
+			_ = resp.Body.Close()
 		}
 		return err == nil
 	})

@@ -66,9 +66,11 @@ func (t Tool) String() string {
 // absent: there are no rules for it, and those of an earlier run are removed.
 type Config struct {
 	// Name tells several networks of one host apart: each has chains and a table
-	// of its own. It is empty for the only network. A new Rules takes over
+	// of its own. It is empty for the only network, and may be anything else: what
+	// is no name for a chain is replaced by its hash. A new Rules takes over
 	// whatever an earlier one of the same name has left, also for another
-	// network or subnet.
+	// network or subnet, and nothing of other names. No two processes may keep
+	// rules of one name at once: each would undo what the other does.
 	Name string
 
 	// Network4 is the whole IPv4 network, Subnet4 this host's part of it.
@@ -227,8 +229,12 @@ func (r *Rules) Close(remove bool) error {
 	if !remove {
 		return nil
 	}
-	if _, err := r.host.reconcile(ctx, r.task.removal()); err != nil {
+	res, err := r.host.reconcile(ctx, r.task.removal())
+	if err != nil {
 		return fmt.Errorf("masq: close: %w", err)
+	}
+	for _, w := range res.warnings {
+		r.log.Warn("packet filter: " + w)
 	}
 	return nil
 }
@@ -257,6 +263,9 @@ func Remove(ctx context.Context, log *slog.Logger, networks ...netip.Prefix) err
 	res, err := newHost(log).reconcile(ctx, t)
 	if err != nil {
 		return fmt.Errorf("masq: remove: %w", err)
+	}
+	for _, w := range res.warnings {
+		log.Warn("packet filter: " + w)
 	}
 	if len(res.changes) > 0 {
 		log.Info("packet filter rules removed", "what", joined(res.changes))

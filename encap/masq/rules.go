@@ -80,21 +80,21 @@ func newTask(cfg Config) (task, error) {
 		return t, fmt.Errorf("unknown %v (want Auto, NFTables or IPTables)", cfg.Tool)
 	}
 	if cfg.Resync < 0 {
-		return t, fmt.Errorf("Resync %v is negative (0 means %v)", cfg.Resync, DefaultResync)
+		return t, fmt.Errorf("bad Resync %v: negative (0 means %v)", cfg.Resync, DefaultResync)
 	}
 	if 0 < cfg.Resync && cfg.Resync < time.Millisecond {
-		return t, fmt.Errorf("Resync %v is less than a millisecond: was a number without a unit meant as seconds?", cfg.Resync)
+		return t, fmt.Errorf("bad Resync %v: less than a millisecond (was a number without a unit meant as seconds?)", cfg.Resync)
 	}
 	if !cfg.Network4.IsValid() && !cfg.Network6.IsValid() && !cfg.Subnet4.IsValid() && !cfg.Subnet6.IsValid() {
 		return t, errors.New("neither Network4 nor Network6 is set (at least one family is needed)")
 	}
 	for _, ex := range cfg.Exclude {
 		if !ex.IsValid() || ex.Addr().Is4In6() || ex.Bits() == 0 {
-			return t, fmt.Errorf("Exclude has %v, which is no network of IPv4 or IPv6 (to exclude everything turn Masquerade off)", ex)
+			return t, fmt.Errorf("bad Exclude: %v is no network of IPv4 or IPv6 (to exclude everything turn Masquerade off)", ex)
 		}
 	}
 	if i := slices.IndexFunc(cfg.Yield, func(y string) bool { return strings.Trim(y, "*") == "" }); i >= 0 {
-		return t, fmt.Errorf("Yield has %q, which would let every jump stay ahead", cfg.Yield[i])
+		return t, fmt.Errorf("bad Yield: %q would let every jump stay ahead", cfg.Yield[i])
 	}
 	t.setName(cfg.Name)
 	t.tool = cfg.Tool
@@ -131,20 +131,20 @@ func checkFamily(v6 bool, network, subnet netip.Prefix) (netip.Prefix, netip.Pre
 		netip.Prefix
 	}{{"Network" + suffix, network}, {"Subnet" + suffix, subnet}} {
 		if a := p.Addr(); p.IsValid() && (a.Is6() != v6 || a.Is4In6()) {
-			return network, subnet, fmt.Errorf("%s %v is not %s (the other family has fields of its own)", p.field, p, want)
+			return network, subnet, fmt.Errorf("bad %s %v: not %s (the other family has fields of its own)", p.field, p, want)
 		}
 	}
 	switch {
 	case !network.IsValid() && !subnet.IsValid():
 		return network, subnet, nil
 	case !network.IsValid():
-		return network, subnet, fmt.Errorf("Subnet%s is %v, but Network%[1]s is not set", suffix, subnet)
+		return network, subnet, fmt.Errorf("bad Subnet%s %v: Network%[1]s is not set", suffix, subnet)
 	case !subnet.IsValid():
-		return network, subnet, fmt.Errorf("Network%s is %v, but Subnet%[1]s, this host's part of it, is not set", suffix, network)
+		return network, subnet, fmt.Errorf("bad Network%s %v: Subnet%[1]s, this host's part of it, is not set", suffix, network)
 	case network.Bits() == 0:
-		return network, subnet, fmt.Errorf("Network%s %v is every address: nothing is outside of it", suffix, network)
+		return network, subnet, fmt.Errorf("bad Network%s %v: that is every address, and nothing is outside of it", suffix, network)
 	case subnet.Bits() < network.Bits() || !network.Contains(subnet.Addr()):
-		return network, subnet, fmt.Errorf("Subnet%s %v is not inside of Network%[1]s %[3]v", suffix, subnet, network)
+		return network, subnet, fmt.Errorf("bad Subnet%s %v: not inside of Network%[1]s %[3]v", suffix, subnet, network)
 	}
 	return network.Masked(), subnet.Masked(), nil
 }
