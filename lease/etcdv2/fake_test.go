@@ -69,7 +69,7 @@ func start(t *testing.T, m *member) *Store {
 	return brisk(open(t, Config{Endpoints: []string{fakeServer(t, m.ServeHTTP)}}))
 }
 
-// TestWatchChecks: what the checks of a server make of its answers.
+// TestWatchChecks: servers that a watch stays with, and one that serves no more.
 func TestWatchChecks(t *testing.T) {
 	t.Run("healthy", func(t *testing.T) {
 		m := new(member)
@@ -117,6 +117,10 @@ func TestWatchChecks(t *testing.T) {
 			t.Errorf("Watch: %v; want that there is no leader", err)
 		}
 	})
+}
+
+// TestWatchTellsEtcds: servers that are not what was watched.
+func TestWatchTellsEtcds(t *testing.T) {
 	t.Run("another cluster", func(t *testing.T) {
 		m := new(member)
 		m.index.Store(20)

@@ -145,41 +145,53 @@ func TestWatchHistory(t *testing.T) {
 func TestWatchRemovals(t *testing.T) {
 	srv := etcdtest.Start(t, etcdtest.Config{})
 	s := brisk(open(t, config(srv, "")))
-	remove := func(key, query string) func() {
-		return func() { raw(t, srv, http.MethodDelete, key, query, nil) }
-	}
-	for name, all := range map[string]func(){
-		"the directory":     remove(DefaultPrefix+"/subnets", "recursive=true"),
-		"the prefix":        remove(DefaultPrefix, "recursive=true"),
-		"what that is in":   remove("/coreos.com", "recursive=true"),
-		"a directory in it": remove(DefaultPrefix+"/subnets/deep", "recursive=true"),
-		"expiry": func() {
-			raw(t, srv, http.MethodPut, DefaultPrefix, "", url.Values{"dir": {"true"}, "ttl": {"1"}, "prevExist": {"true"}})
-		},
-	} {
-		for _, polling := range []bool{true, false} {
-			put(t, srv, "a", "1")
-			put(t, srv, "deep/b", "1")
-			l, _ := list(t, s)
-			var w *watcher
-			if polling {
-				w = watchFrom(t, s, l.Revision)
-				w.idle(t)
-			}
-			all()
-			if !polling {
-				for late := time.Now().Add(patience); name == "expiry" && time.Now().Before(late); {
-					if l, _ := list(t, s); len(l.Entries) == 0 {
-						break
-					}
+	for _, dir := range []string{"/coreos.com", DefaultPrefix, DefaultPrefix + "/subnets", DefaultPrefix + "/subnets/deep"} {
+		for _, expires := range []bool{false, true} {
+			for _, polling := range []bool{false, true} {
+				what := fmt.Sprintf("%s goes, expires %t, polling %t", dir, expires, polling)
+				raw(t, srv, http.MethodDelete, "/coreos.com", "recursive=true", nil)
+				if expires { // a moment later, or while this goes on
+					raw(t, srv, http.MethodPut, dir, "", url.Values{"dir": {"true"}, "ttl": {"2"}})
 				}
-				w = watchFrom(t, s, l.Revision)
-			}
-			if err := w.end(t); !errors.Is(err, lease.ErrCompacted) {
-				t.Errorf("%s is removed, polling %t: %v; want ErrCompacted", name, polling, err)
+				put(t, srv, "a", "1")
+				put(t, srv, "deep/b", "1")
+				l, _ := list(t, s)
+				var w *watcher
+				if polling {
+					w = watchFrom(t, s, l.Revision)
+					w.idle(t)
+				}
+				if !expires {
+					raw(t, srv, http.MethodDelete, dir, "recursive=true", nil)
+				} else if !polling {
+					untilGone(t, srv, dir)
+				}
+				if !polling {
+					w = watchFrom(t, s, l.Revision)
+				}
+				if err := w.end(t); !errors.Is(err, lease.ErrCompacted) {
+					t.Errorf("%s: %v; want ErrCompacted", what, err)
+				}
 			}
 		}
 	}
+}
+
+// untilGone waits until a directory has expired.
+func untilGone(t *testing.T, srv *etcdtest.Server, dir string) {
+	t.Helper()
+	for late := time.Now().Add(patience); raw(t, srv, http.MethodGet, dir, "", nil).status == http.StatusOK; {
+		if time.Now().After(late) {
+			t.Fatalf("%s does not expire", dir)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestWatchDirectories: directories that are no entries, beside ours and in it.
+func TestWatchDirectories(t *testing.T) {
+	srv := etcdtest.Start(t, etcdtest.Config{})
+	s := brisk(open(t, config(srv, "")))
 	put(t, srv, "a", "1")
 	for _, dir := range []string{"/coreos.com/net", "/coreos.com/network/sub", "/core", DefaultPrefix + "/subnets2"} {
 		raw(t, srv, http.MethodPut, dir, "", url.Values{"dir": {"true"}})
