@@ -42,9 +42,10 @@ type Config struct {
 	// only helps with backends that were made for it, such as
 	// udp.New(udp.Options{Persist: true}); with nil Backends it sets that.
 	KeepDevice bool
-	// OnChange is called when something that the Node tells has changed: lease,
-	// peers, host, MTU. It is called by one goroutine at a time, must not block,
-	// and must not call Close or Release.
+	// OnChange is called after the backend was brought in line, so after every
+	// change of lease, peers, host and MTU, and at least twice a minute. It is
+	// called by one goroutine at a time, must not block, and must not call Close
+	// or Release. A change of Ready alone is not reported.
 	OnChange func()
 	// Log gets changes of state; never secrets, never anything per packet. nil
 	// means none.
@@ -75,10 +76,15 @@ func DefaultBackends() map[string]backend.New {
 // configuration that can't be used (lease.ErrNetwork), an unknown backend (ErrBackend),
 // no interface, no free subnet (lease.ErrNoSubnet), or the system's refusal.
 //
-// The Store stays the caller's, and must stay open as long as the Node.
+// The Store stays the caller's, and must stay open as long as the Node. On Linux the
+// Node works in the network namespace of the process: Join must not be called by a
+// thread that has gone into another one.
 func Join(ctx context.Context, store lease.Store, cfg Config) (*Node, error) {
 	if store == nil {
 		return nil, errors.New("flannelkit: join: no store (lease/memory, lease/etcdv2 and lease/etcdv3 have some)")
+	}
+	if cfg.TTL < 0 || cfg.RenewMargin < 0 {
+		return nil, fmt.Errorf("flannelkit: join: Config.TTL is %v and RenewMargin %v (give times above 0, or 0 for the usual ones)", cfg.TTL, cfg.RenewMargin)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -157,13 +163,16 @@ func (n *Node) choose(ctx context.Context) (backend.Host, error) {
 // both: packets of one can be carried over the other.
 func (n *Node) orIPv4(ctx context.Context, host backend.Host, err error) (backend.Host, error) {
 	if err == nil || !n.network.IPv4.Enabled() || !n.network.IPv6.Enabled() {
+		n.only4.Store(false)
 		return host, err
 	}
 	only4, err4 := extif.Choose(ctx, n.cfg.Interface, true, false)
 	if err4 != nil {
 		return host, err
 	}
-	n.cfg.Log.Info("peers are reached over IPv4 only", "interface", only4.Link, "why", err)
+	if n.only4.CompareAndSwap(false, true) {
+		n.cfg.Log.Info("peers are reached over IPv4 only", "interface", only4.Link, "why", err)
+	}
 	return only4, nil
 }
 
@@ -217,7 +226,7 @@ func insist[T any](ctx context.Context, log *slog.Logger, what string, ask func(
 
 // final reports whether asking again does not help.
 func final(err error) bool {
-	for _, e := range []error{lease.ErrDenied, lease.ErrUnsupported, lease.ErrNetwork, lease.ErrNoSubnet} {
+	for _, e := range []error{lease.ErrDenied, lease.ErrUnsupported, lease.ErrNetwork, lease.ErrNoSubnet, lease.ErrAttrs} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flannelkit/flannelkit/encap"
@@ -22,8 +23,8 @@ const resync = 30 * time.Second
 // A Node is this host's membership in a network. Its methods may be called from any
 // goroutine.
 //
-// Three goroutines serve it: one keeps the lease and follows the peers, one is the
-// only one that calls the backend, and one watches the external interface.
+// It is served by the registry's Run, which keeps the lease and follows the peers, by
+// serve, the only one that calls the backend, and by watchInterface.
 type Node struct {
 	cfg      Config
 	registry *lease.Registry
@@ -31,6 +32,7 @@ type Node struct {
 	backend  backend.Backend
 	data     lease.Attrs // what Prepare returned
 	changed  chan struct{}
+	only4    atomic.Bool // it is logged that peers are reached over IPv4 only
 
 	cancel  context.CancelCauseFunc
 	ended   chan struct{} // the goroutines have ended
@@ -177,6 +179,7 @@ func (n *Node) Close() error {
 // Release is Close, and gives the lease back, so that another host may have the subnet
 // at once. Containers that still have addresses in it must be gone by then. If the
 // store can't be reached the Node is closed, and the error says that the lease stays.
+// After Close only the lease is left to be given back: a device that was kept stays.
 func (n *Node) Release(ctx context.Context) error {
 	n.finish(nil, false)
 	n.mu.Lock()
@@ -248,17 +251,27 @@ func (n *Node) poke() {
 	}
 }
 
-// watchInterface tells serve what the external interface is now.
+// watchInterface tells serve what the external interface is now, until ctx ends.
 func (n *Node) watchInterface(ctx context.Context) {
-	err := extif.Watch(ctx, n.cfg.Interface, n.network.IPv4.Enabled(), n.network.IPv6.Enabled(), func(h backend.Host, err error) {
-		h, err = n.orIPv4(ctx, h, err)
-		n.mu.Lock()
-		n.next, n.nextErr, n.moved = h, err, true
-		n.mu.Unlock()
-		n.poke()
-	})
-	if ctx.Err() == nil && err != nil {
-		n.cfg.Log.Warn("changes of the external interface are not noticed", "err", err)
+	for wait := leastWait; ; wait = min(2*wait, mostWait) {
+		err := extif.Watch(ctx, n.cfg.Interface, n.network.IPv4.Enabled(), n.network.IPv6.Enabled(), func(h backend.Host, err error) {
+			h, err = n.orIPv4(ctx, h, err)
+			n.mu.Lock()
+			same := h == n.next && err == nil && n.nextErr == nil
+			n.next, n.nextErr, n.moved = h, err, n.moved || !same
+			n.mu.Unlock()
+			if !same {
+				n.poke()
+			}
+		})
+		if ctx.Err() == nil && wait == leastWait {
+			n.cfg.Log.Warn("changes of the external interface are not noticed, trying again", "err", err)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -86,7 +86,7 @@ func (r *Registry) acquireOnce(ctx context.Context, network Network, attrs Attrs
 }
 
 // survey returns all leased subnets, those of unreadable values included, and the
-// leases that are this host's, Previous first.
+// leases that are this host's: reservations first, then Previous.
 func (r *Registry) survey(listing Listing, attrs Attrs) (taken []Key, mine []member) {
 	for _, e := range listing.Entries {
 		if k, err := ParseKey(e.Key); err == nil {
@@ -101,12 +101,17 @@ func (r *Registry) survey(listing Listing, attrs Attrs) (taken []Key, mine []mem
 		}
 	}
 	slices.SortFunc(mine, func(a, b member) int {
-		aPrev, bPrev := a.lease.Key == r.cfg.Previous, b.lease.Key == r.cfg.Previous
-		switch {
-		case aPrev != bPrev && aPrev:
-			return -1
-		case aPrev != bPrev:
-			return 1
+		rank := func(m member) int { // a reservation was made for this host on purpose
+			switch {
+			case m.entry.Permanent:
+				return 0
+			case m.lease.Key == r.cfg.Previous:
+				return 1
+			}
+			return 2
+		}
+		if c := rank(a) - rank(b); c != 0 {
+			return c
 		}
 		return compareLeases(a.lease, b.lease)
 	})

@@ -40,8 +40,8 @@ func (k *keeper) tend(ctx context.Context, now time.Time) (next time.Time, err e
 			done, err = k.rewrite(ctx, own, entry, want)
 		case entry.Permanent:
 			return time.Time{}, nil
-		case now.Before(k.renewAt(expires)):
-			return k.renewAt(expires), nil
+		case now.Before(k.renewAt(entry, expires)):
+			return k.renewAt(entry, expires), nil
 		default:
 			doing = "renew the lease"
 			done, err = k.renew(ctx, own, entry, want)
@@ -66,9 +66,18 @@ func (k *keeper) tend(ctx context.Context, now time.Time) (next time.Time, err e
 	return k.notBefore, nil
 }
 
-// renewAt returns when a lease that ends at expires is to be renewed.
-func (k *keeper) renewAt(expires time.Time) time.Time {
-	return expires.Add(-k.cfg.RenewMargin - time.Duration(k.renewEarly))
+// renewAt returns when a lease that ends at expires is to be renewed. The store may
+// have granted less than was asked for, and a lease is not renewed all the time.
+func (k *keeper) renewAt(entry Entry, expires time.Time) time.Time {
+	margin := k.cfg.RenewMargin + time.Duration(k.renewEarly)
+	if entry.TTL > 0 {
+		margin = min(margin, max(entry.TTL/2, entry.TTL-(k.cfg.TTL-k.cfg.RenewMargin)))
+	}
+	at := expires.Add(-margin)
+	if soonest := k.renewed.Add(min(time.Second, entry.TTL/2)); at.Before(soonest) {
+		return soonest
+	}
+	return at
 }
 
 // postpone puts the next write off after an error.
@@ -106,7 +115,13 @@ func (k *keeper) retake(ctx context.Context, own Lease, want Attrs) (bool, error
 		return false, fmt.Errorf("lease: attributes: %w", err)
 	}
 	asked := time.Now()
-	e, err := k.store.Create(ctx, own.Key.String(), value, k.ttlOf(k.entryNow()))
+	// A reservation that an operator has removed is none any more. One that was lost
+	// with everything else is.
+	ttl := k.cfg.TTL
+	if k.lostHistory {
+		ttl = k.ttlOf(k.entryNow())
+	}
+	e, err := k.store.Create(ctx, own.Key.String(), value, ttl)
 	if errors.Is(err, ErrExists) {
 		k.relist()
 		return false, nil
@@ -117,7 +132,7 @@ func (k *keeper) retake(ctx context.Context, own Lease, want Attrs) (bool, error
 	}
 	k.contact()
 	k.count(func(s *Stats) { s.Retaken++ })
-	k.overwritten = false
+	k.overwritten, k.lostHistory = false, false
 	k.log.Warn("the lease was gone from the store (deleted, expired, or the store was wiped); it has been taken again", "lease", own.Key)
 	k.hold(e, own.Key, want, asked)
 	k.complain(k.roster.put(e))
@@ -127,7 +142,7 @@ func (k *keeper) retake(ctx context.Context, own Lease, want Attrs) (bool, error
 // adopt looks at an entry of ours that somebody else has written.
 func (k *keeper) adopt(own Lease, m *member) error {
 	l, err := parseEntry(m.entry)
-	if err == nil && !k.ours(l.Attrs) {
+	if err == nil && !k.ours(l.Attrs, m.entry.Created) {
 		return lost(own, l)
 	}
 	k.mu.Lock()
@@ -181,6 +196,7 @@ func (k *keeper) renew(ctx context.Context, own Lease, entry Entry, want Attrs) 
 	case err != nil:
 		k.count(func(s *Stats) { s.RenewErrors++ })
 	case done:
+		k.renewed = asked
 		k.count(func(s *Stats) { s.Renewals++ })
 	}
 	return done, err

@@ -2,7 +2,6 @@ package lease
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -96,8 +95,8 @@ func parseKeyPart(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("%q is not an address in its usual form", addr)
 	}
 	bits, err := strconv.Atoi(length)
-	if err != nil || bits < 0 || bits > a.BitLen() || strconv.Itoa(bits) != length {
-		return netip.Prefix{}, fmt.Errorf("%q is not a length from 0 to %d", length, a.BitLen())
+	if err != nil || bits < 1 || bits > a.BitLen() || strconv.Itoa(bits) != length {
+		return netip.Prefix{}, fmt.Errorf("%q is not a length from 1 to %d", length, a.BitLen())
 	}
 	p := netip.PrefixFrom(a, bits)
 	if p != p.Masked() {
@@ -201,14 +200,17 @@ func (a Attrs) canonical() Attrs {
 // check returns nil if other hosts can read the attributes.
 func (a Attrs) check() error {
 	if !a.public().IsValid() {
-		return errors.New("lease: attributes: this host has no public address (set PublicIP or PublicIPv6)")
+		return fmt.Errorf("%w: this host has no public address (set PublicIP or PublicIPv6)", ErrAttrs)
 	}
 	value, err := json.Marshal(a)
 	if err != nil {
-		return fmt.Errorf("lease: attributes: %w (BackendData and BackendV6Data are JSON, or nil)", err)
+		return fmt.Errorf("%w: %w (BackendData and BackendV6Data are JSON, or nil)", ErrAttrs, err)
 	}
 	var back Attrs
-	return json.Unmarshal(value, &back)
+	if err := json.Unmarshal(value, &back); err != nil {
+		return fmt.Errorf("%w: %w", ErrAttrs, err)
+	}
+	return nil
 }
 
 // sameHost reports whether both are one host, so far as leases tell: the same public

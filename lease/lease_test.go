@@ -16,7 +16,7 @@ import (
 func drawPrefix(t *rapid.T, bytes int) netip.Prefix {
 	raw := rapid.SliceOfN(rapid.Byte(), bytes, bytes).Draw(t, "address")
 	addr, _ := netip.AddrFromSlice(raw)
-	p, err := addr.Prefix(rapid.IntRange(0, 8*bytes).Draw(t, "length"))
+	p, err := addr.Prefix(rapid.IntRange(1, 8*bytes).Draw(t, "length"))
 	if err != nil || addr.Is4In6() || p.Addr().Is4In6() {
 		t.Skip("an IPv4 address in IPv6 has two forms")
 	}
@@ -50,7 +50,7 @@ func TestKeyRoundTrip(t *testing.T) {
 func TestKeyString(t *testing.T) {
 	for s, want := range map[string]lease.Key{
 		"10.5.34.0-24":       {Subnet: netip.MustParsePrefix("10.5.34.0/24")},
-		"0.0.0.0-0":          {Subnet: netip.MustParsePrefix("0.0.0.0/0")},
+		"0.0.0.0-1":          {Subnet: netip.MustParsePrefix("0.0.0.0/1")},
 		"255.255.255.255-32": {Subnet: netip.MustParsePrefix("255.255.255.255/32")},
 		"10.12.13.0-24&fd00:1:2::-64": {
 			Subnet: netip.MustParsePrefix("10.12.13.0/24"), Subnet6: netip.MustParsePrefix("fd00:1:2::/64"),
@@ -59,7 +59,7 @@ func TestKeyString(t *testing.T) {
 			Subnet: netip.MustParsePrefix("10.12.13.0/24"), Subnet6: netip.MustParsePrefix("fd00:12:13::/56"),
 		},
 		"fd00:1:2::-64": {Subnet6: netip.MustParsePrefix("fd00:1:2::/64")},
-		"::-0":          {Subnet6: netip.MustParsePrefix("::/0")},
+		"::-1":          {Subnet6: netip.MustParsePrefix("::/1")},
 		"":              {},
 	} {
 		if got := want.String(); got != s {
@@ -78,6 +78,7 @@ func badKeys() []string {
 		"", "-", "&", "-24", "10.5.34.0-", "10.5.34.0", "junk", "config", "10.5.34.0/24", "10.5.34.0_24",
 		"foo10.5.34.0-24", "10.5.34.0-24foo", " 10.5.34.0-24", "10.5.34.0-24 ", "10.5.34.0-24\n", "a/10.5.34.0-24", "10.5.34.0-24/b",
 		"10.5.34.1-24", "10.5.34.0-16", "0.0.0.1-0", // bits outside the mask
+		"0.0.0.0-0", "::-0", "10.5.34.0-24&::-0", // everything there is
 		"10.5.34.0-33", "10.5.34.0--1", "10.5.34.0-+24", "10.5.34.0-024", "10.5.34.0-0x18", "10.5.34.0-24-24", "10.5.34.0-99999999999999999999",
 		"10.5.34-24", "10.5.34.0.0-24", "010.5.34.0-24", "10.5.034.0-24", "10x5y34.0-24", "10.5.340.0-24", "1-2-3-4-24", "10,5,34,0-24", "١٠.5.34.0-24",
 		"10.5.34.0-24&", "&10.5.34.0-24", "10.5.34.0-24&fd00:1:2::", "10.5.34.0-24&fd00:1:2::-129", "10.5.34.0-24&fd00:1:2::1-64", "10.5.34.0-24&fd00:1:2::/64",
@@ -109,9 +110,9 @@ func TestKeyOverlaps(t *testing.T) {
 		{"10.5.34.0-24", "10.5.35.0-24", false},
 		{"10.5.34.0-24", "10.5.0.0-16", true},
 		{"10.5.34.0-24", "10.5.34.128-25", true},
-		{"10.5.34.0-24", "0.0.0.0-0", true},
+		{"10.5.34.0-24", "0.0.0.0-1", true},
 		{"10.5.34.0-24", "fd00:1:2::-64", false},
-		{"0.0.0.0-0", "::-0", false},
+		{"0.0.0.0-1", "::-1", false},
 		{"10.5.34.0-24&fd00:1:2::-64", "10.5.34.0-24", true},
 		{"10.5.34.0-24&fd00:1:2::-64", "fd00:1:2::-64", true},
 		{"10.5.34.0-24&fd00:1:2::-64", "10.5.35.0-24&fd00:1:2:0:8000::-65", true}, // one family is enough

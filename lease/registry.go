@@ -31,6 +31,9 @@ var (
 	// ErrNetwork is wrapped by Registry.Network's error when there is a network
 	// configuration, and it can't be used. To ask again does not help.
 	ErrNetwork = errors.New("lease: bad network config")
+	// ErrAttrs is wrapped by the error about attributes that no host could read: no
+	// public address, or backend data that is no JSON.
+	ErrAttrs = errors.New("lease: bad attributes")
 	// ErrNoSubnet is wrapped by Acquire's error when all subnets are leased.
 	ErrNoSubnet = errors.New("lease: no free subnet")
 	// ErrRunning is returned by calls that can't be made while Run runs.
@@ -46,7 +49,7 @@ type RegistryConfig struct {
 	// Previous is the subnet to ask for if this host has no lease: the one it
 	// had before, from subnet.env. Either family may be missing.
 	Previous Key
-	// TTL is how long the lease lives without being renewed; 0 means DefaultTTL.
+	// TTL is how long the lease lives without being renewed; 0 and below means DefaultTTL.
 	// It is rounded up to whole seconds by etcd.
 	TTL time.Duration
 	// RenewMargin is how long before its end the lease is renewed; 0 means
@@ -69,13 +72,15 @@ type RegistryConfig struct {
 // withDefaults fills in what is zero.
 func (c RegistryConfig) withDefaults() RegistryConfig {
 	def := func(d *time.Duration, value time.Duration) {
-		if *d == 0 {
+		if *d <= 0 {
 			*d = value
 		}
 	}
 	def(&c.TTL, DefaultTTL)
 	def(&c.RenewMargin, DefaultRenewMargin)
-	def(&c.Linger, DefaultLinger)
+	if c.Linger == 0 {
+		c.Linger = DefaultLinger
+	}
 	def(&c.Resync, DefaultResync)
 	if c.RenewMargin >= c.TTL {
 		c.RenewMargin = c.TTL / 2
@@ -106,12 +111,12 @@ type Registry struct {
 	network   Network
 	held      bool
 	own       Lease
-	entry     Entry               // the store's, as we know it
-	expires   time.Time           // zero for a reservation
-	want      Attrs               // what own shall become
-	announced map[netip.Addr]bool // public addresses that our lease has had
-	first     Listing             // the listing that Run starts from, after Acquire
-	roster    *roster             // what Run goes on from, after another Run; only Run uses it
+	entry     Entry                 // the store's, as we know it
+	expires   time.Time             // zero for a reservation
+	want      Attrs                 // what own shall become
+	announced map[netip.Addr]uint64 // public addresses that our lease has had, and when that entry was created
+	first     Listing               // the listing that Run starts from, after Acquire
+	roster    *roster               // what Run goes on from, after another Run; only Run uses it
 	stats     Stats
 }
 
@@ -125,7 +130,8 @@ type Stats struct {
 	StoreErrors uint64
 	// Retaken: how often our lease was gone and has been taken again.
 	Retaken uint64
-	// Conflicts: races for an entry that another host won.
+	// Conflicts: how often an entry was not as this host had seen it, mostly
+	// because another host was faster.
 	Conflicts uint64
 	// Relists: how often all leases had to be listed again, the periodic ones
 	// included.
@@ -145,7 +151,7 @@ type Stats struct {
 // NewRegistry returns a Registry that has done nothing yet.
 func NewRegistry(store Store, cfg RegistryConfig) *Registry {
 	cfg = cfg.withDefaults()
-	return &Registry{store: store, cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), announced: make(map[netip.Addr]bool)}
+	return &Registry{store: store, cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1), announced: make(map[netip.Addr]uint64)}
 }
 
 // Network reads the network's configuration. The error is the store's, ErrNoConfig if
@@ -242,7 +248,7 @@ func (r *Registry) giveBack(ctx context.Context, entry Entry) error {
 		var l Listing
 		if l, err = r.store.List(ctx); err == nil {
 			for _, e := range l.Entries {
-				if now, bad := parseEntry(e); e.Key == entry.Key && bad == nil && !e.Permanent && r.ours(now.Attrs) {
+				if now, bad := parseEntry(e); e.Key == entry.Key && bad == nil && !e.Permanent && r.ours(now.Attrs, e.Created) {
 					err = r.store.Delete(ctx, e)
 				}
 			}
@@ -256,12 +262,14 @@ func (r *Registry) giveBack(ctx context.Context, entry Entry) error {
 	return nil
 }
 
-// ours reports whether a value may be this host's own word: what it says, will say, or
-// has said before.
-func (r *Registry) ours(a Attrs) bool {
+// ours reports whether the value of an entry may be this host's own word: what it says,
+// will say, or has said before in the same entry. In another one, a former address of
+// ours is that of whoever has it now.
+func (r *Registry) ours(a Attrs, created uint64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return a.sameHost(r.own.Attrs) || a.sameHost(r.want) || r.announced[a.public()]
+	in, before := r.announced[a.public()]
+	return a.sameHost(r.own.Attrs) || a.sameHost(r.want) || before && in != 0 && in == created
 }
 
 // hold makes an entry written at a time our lease.
@@ -272,8 +280,8 @@ func (r *Registry) hold(e Entry, key Key, attrs Attrs, asked time.Time) Lease {
 	if e.Created == 0 && r.held && e.Key == r.entry.Key {
 		e.Created = r.entry.Created
 	}
+	r.announced[attrs.public()] = e.Created
 	r.held, r.own, r.entry, r.expires = true, own, e, time.Time{}
-	r.announced[attrs.public()] = true
 	if !e.Permanent {
 		r.expires = asked.Add(e.TTL)
 	}

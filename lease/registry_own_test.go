@@ -53,8 +53,8 @@ func TestOwnDisturbed(t *testing.T) {
 		{"a reservation, deleted", func(c *cluster, key string) {
 			c.put(key, `{"PublicIP":"192.0.2.1"}`, 0)
 			settle(time.Minute)
-			c.remove(key)
-		}, true},
+			c.remove(key) // by an operator who does not want it any more
+		}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, network4, func(t *testing.T, c *cluster) {

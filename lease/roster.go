@@ -54,7 +54,17 @@ func (r *roster) replaced(l Listing) bool {
 	if !r.known {
 		return false
 	}
-	return l.Revision < r.revision || l.Cluster != 0 && r.cluster != 0 && l.Cluster != r.cluster
+	if l.Revision < r.revision || l.Cluster != 0 && r.cluster != 0 && l.Cluster != r.cluster {
+		return true
+	}
+	// A store that was rebuilt the same way may have the same number, and its revision
+	// may have caught up. But an entry does not get younger.
+	for _, e := range l.Entries {
+		if m := r.members[e.Key]; m != nil && e.Revision < m.entry.Revision && m.entry.Revision <= l.Revision {
+			return true
+		}
+	}
+	return false
 }
 
 // reset takes a listing in place of all that was known. keep is the caller's own key,

@@ -85,10 +85,12 @@ type keeper struct {
 	roster *roster
 	nudge  func() // asks the follower for a listing
 
-	waiting     bool   // for that listing
-	checkedAt   uint64 // the roster's changes among which no older rival was
-	overwritten bool   // somebody else has written our entry
-	lastWhy     string // of the last trouble that was logged
+	waiting     bool      // for that listing
+	checkedAt   uint64    // the roster's changes among which no older rival was
+	lostHistory bool      // the store was wiped or restored, and our entry with it
+	renewed     time.Time // when the lease was last renewed by this Run
+	overwritten bool      // somebody else has written our entry
+	lastWhy     string    // of the last trouble that was logged
 	lastLog     time.Time
 
 	retry      backoff   // of our own writes
@@ -193,6 +195,7 @@ func (k *keeper) take(l Listing, now time.Time) {
 		k.mu.Lock()
 		k.entry.Revision, k.entry.Created = 0, 0 // of another history
 		k.mu.Unlock()
+		k.lostHistory = true
 	}
 	k.complain(k.roster.reset(l, k.entryNow().Key, now))
 }

@@ -90,7 +90,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	endServer, err := serve(ctx, d.o, handler(d.status, newRegistry(d.source())), d.log)
+	endServer, err := serve(ctx, d.o, handler(d.status, newRegistry(d.source()), d.notify.clean), d.log)
 	if err != nil {
 		closeStores(stores)
 		return err

@@ -18,7 +18,7 @@ import (
 
 // readiness asks a running daemon.
 func (r *running) readiness() (code int, body string) {
-	return get(handler(r.daemon.status, newRegistry(r.source())), "GET", "/readyz")
+	return get(handler(r.daemon.status, newRegistry(r.source()), asIs), "GET", "/readyz")
 }
 
 func (r *running) isReady() bool { code, _ := r.readiness(); return code == 200 }

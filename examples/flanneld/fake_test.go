@@ -288,3 +288,6 @@ func startDaemon(t *testing.T, n *fakeNode, args ...string) *running {
 	})
 	return r
 }
+
+// asIs takes no secrets out.
+func asIs(s string) string { return s }

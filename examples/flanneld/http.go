@@ -17,12 +17,12 @@ import (
 )
 
 // handler serves what tells others how the daemon is. No answer waits for the daemon
-// or the network.
-func handler(s *status, metrics prometheus.Gatherer) http.Handler {
+// or the network. clean takes secrets out of what others may read.
+func handler(s *status, metrics prometheus.Gatherer, clean func(string) string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := s.healthy(); err != nil {
-			answer(w, http.StatusServiceUnavailable, oneLine(err)+"\n")
+			answer(w, http.StatusServiceUnavailable, clean(oneLine(err))+"\n")
 			return
 		}
 		answer(w, http.StatusOK, "flanneld is running\n")
@@ -38,7 +38,7 @@ func handler(s *status, metrics prometheus.Gatherer) http.Handler {
 			code = http.StatusServiceUnavailable
 			fmt.Fprintf(&body, "%s: %s\n", c.name, oneLine(c.err))
 		}
-		answer(w, code, body.String())
+		answer(w, code, clean(body.String()))
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{
 		MaxRequestsInFlight: 4,               // a scrape that hangs must not pile up

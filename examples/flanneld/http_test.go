@@ -28,7 +28,7 @@ func TestHealthAndReadiness(t *testing.T) {
 	c := &clock{time.Unix(1000, 0)}
 	s := newStatus()
 	s.now = c.now
-	h := handler(s, prometheus.NewRegistry())
+	h := handler(s, prometheus.NewRegistry(), asIs)
 	good := []check{{"node", nil}, {"rules", nil}, {"subnet-file", nil}}
 	for _, step := range []struct {
 		what   string
@@ -61,7 +61,7 @@ func TestHealthAndReadiness(t *testing.T) {
 }
 
 func TestOtherRequests(t *testing.T) {
-	h := handler(newStatus(), prometheus.NewRegistry())
+	h := handler(newStatus(), prometheus.NewRegistry(), asIs)
 	for _, c := range []struct {
 		method, path string
 		code         int
@@ -85,7 +85,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("a port that is taken: error %v, want one that names the flag", err)
 	}
 	l.Close()
-	h := handler(newStatus(), prometheus.NewRegistry())
+	h := handler(newStatus(), prometheus.NewRegistry(), asIs)
 	stop, err := serve(t.Context(), o, h, discardLog())
 	if err != nil {
 		t.Fatal(err)

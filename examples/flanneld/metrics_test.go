@@ -45,7 +45,7 @@ func scrape(t *testing.T, n node) (text string, d *daemon) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	code, text := get(handler(d.status, reg), "GET", "/metrics")
+	code, text := get(handler(d.status, reg, asIs), "GET", "/metrics")
 	if code != 200 {
 		t.Fatalf("/metrics = %d %s", code, text)
 	}

@@ -41,6 +41,7 @@ type options struct {
 	subnetFile  string
 	renewMargin int // minutes
 	keepDevice  bool
+	anySource   bool
 
 	ipMasq         bool
 	notFullyRandom bool
@@ -225,9 +226,6 @@ func (o *options) checkInterface() error {
 func (o *options) checkRest() error {
 	if o.subnetFile == "" {
 		return fmt.Errorf("%s: no file name (the default is %s)", o.given("subnet-file"), defaultSubnetFile)
-	}
-	if _, err := netip.ParseAddr(o.healthzIP); err != nil {
-		return fmt.Errorf("%s: %q is not an IP address (0.0.0.0 is all of the host's)", o.given("healthz-ip"), o.healthzIP)
 	}
 	if o.logFormat != "text" && o.logFormat != "json" {
 		return fmt.Errorf("%s: %q is neither text nor json", o.given("log-format"), o.logFormat)

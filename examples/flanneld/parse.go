@@ -21,6 +21,8 @@ func parseOptions(args, env []string) (*options, error) {
 		return o, nil
 	case err != nil:
 		return nil, fmt.Errorf("%w (flanneld help lists the flags)", err)
+	case fs.NArg() > 0 && o.password != "":
+		return nil, errors.New("an argument that belongs to no flag, not shown since it may be part of the password (flanneld help lists the flags)")
 	case fs.NArg() > 0:
 		return nil, fmt.Errorf("unexpected argument %q (flags begin with -; flanneld help lists them, and the commands, which come first)", fs.Arg(0))
 	}

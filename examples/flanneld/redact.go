@@ -40,6 +40,7 @@ func newRedactor(w io.Writer) *redactor {
 	return &redactor{w: w, patterns: []pattern{
 		{regexp.MustCompile(`://[^/?#\s"'\\@]*(?:@[^/?#\s"'\\@]*)*@`), "://" + redacted + "@"},
 		{regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|$)`), redacted},
+		{regexp.MustCompile(`(?i)(password=)[^\s"']+`), "${1}" + redacted},
 		{regexp.MustCompile(`(?i)\b(authorization"?[:=]\[?\s*"?(?:basic|bearer)\s+)[A-Za-z0-9+/_.=-]+`), "${1}" + redacted},
 	}}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
@@ -52,7 +53,7 @@ func (d *daemon) turn(n node) {
 // tell the service manager and the log what has changed.
 func (d *daemon) tell(n node, now report) {
 	err := d.status.ready()
-	if err == nil && !d.ready {
+	if !d.ready && d.started() == nil {
 		d.ready = true
 		d.notify.send(systemd.SdNotifyReady)
 		d.log.Info("ready")
@@ -74,4 +75,11 @@ func (d *daemon) tell(n node, now report) {
 	host := n.Host()
 	l := n.Lease()
 	d.notify.status(fmt.Sprintf("%s by %s over %s (%s), peers: %d", l.Key.String(), n.Network().BackendType, host.Link, publicOf(l), n.Stats().Lease.Peers))
+}
+
+// started returns nil when services that need the network may start: packets can flow
+// and the subnet file is there. Rules that can't be had are no reason to keep them
+// waiting for ever, and a service manager from giving up on us: /readyz tells of them.
+func (d *daemon) started() error {
+	return notReady(slices.DeleteFunc(d.status.checks(), func(c check) bool { return c.name == "rules" }))
 }

@@ -20,10 +20,16 @@ func (v stringValue) String() string {
 }
 
 // listValue collects what a repeatable flag is given. The environment gives it one
-// value, whatever it contains, as flannel does.
+// value, whatever it contains, as flannel does. An empty value is none, so that a unit
+// may say --iface=${IFACE}.
 type listValue struct{ p *[]string }
 
-func (v listValue) Set(s string) error { *v.p = append(*v.p, s); return nil }
+func (v listValue) Set(s string) error {
+	if s != "" {
+		*v.p = append(*v.p, s)
+	}
+	return nil
+}
 func (v listValue) String() string {
 	if v.p == nil {
 		return ""

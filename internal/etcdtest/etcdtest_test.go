@@ -1,8 +1,10 @@
 package etcdtest
 
 import (
+	"context"
 	"net/http"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -32,6 +34,16 @@ func TestServer(t *testing.T) {
 			}
 			if r := s.GetV2("/some"); len(r.Node.Nodes) != 1 || r.Node.Nodes[0].Value != "v2" || r.Node.Nodes[0].TTL < 3000 {
 				t.Errorf("after a restart: %+v", r)
+			}
+			if runtime.GOOS == "linux" {
+				c := s.V3() // which logs in
+				s.Pause()
+				ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+				if _, err := c.Get(ctx, "/some/key"); err == nil {
+					t.Error("a paused server answers")
+				}
+				cancel()
+				s.Resume()
 			}
 			s.Compact()
 			id := clusterID(t, s)
@@ -77,6 +89,9 @@ func TestCompactV2(t *testing.T) {
 // TestSearch shows that a program that will not do is passed over or named, and
 // that what is built is built once.
 func TestSearch(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds an etcd, which takes a minute where that was never done")
+	}
 	t.Setenv(binaryEnv, "build")
 	begin := time.Now()
 	p, err := search(t, true)

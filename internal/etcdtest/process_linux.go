@@ -1,12 +1,16 @@
 package etcdtest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,10 +58,42 @@ func inside(ns *Namespace, fn func() error) error {
 
 // pause stops a process, or lets it go on, without its noticing.
 func pause(p *os.Process, on bool) error {
-	if on {
-		return p.Signal(unix.SIGSTOP)
+	if !on {
+		return p.Signal(unix.SIGCONT)
 	}
-	return p.Signal(unix.SIGCONT)
+	if err := p.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	// Each thread stops when it comes by; one that is busy may answer a last request.
+	for late := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		running, err := runningThreads(p.Pid)
+		if err != nil || running == 0 {
+			return err
+		}
+		if time.Now().After(late) {
+			return fmt.Errorf("%d threads of process %d run on", running, p.Pid)
+		}
+	}
+}
+
+// runningThreads counts the threads of a process that are not stopped (proc(5), field
+// state of /proc/PID/task/TID/stat).
+func runningThreads(pid int) (n int, err error) {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(stats) == 0 {
+		return 0, fmt.Errorf("no threads of process %d in /proc: %w", pid, os.ErrProcessDone)
+	}
+	for _, name := range stats {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // ended meanwhile
+		}
+		// The name, in parentheses, may hold anything; the state follows it.
+		if _, state, ok := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " "); ok && !strings.HasPrefix(state, "T") {
+			n++
+		}
+	}
+	return n, nil
 }
 
 // lock waits until no other process holds the lock of that name. The file stays,

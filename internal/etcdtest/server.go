@@ -2,6 +2,7 @@ package etcdtest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -198,8 +199,12 @@ func (s *Server) Replace() {
 // nobody answers. The test is skipped where that cannot be done.
 func (s *Server) Pause() {
 	s.t.Helper()
-	if err := pause(s.cmd.Process, true); err != nil {
+	err := pause(s.cmd.Process, true)
+	if errors.Is(err, errors.ErrUnsupported) {
 		s.t.Skipf("etcdtest: pause: %v", err)
+	}
+	if err != nil {
+		s.t.Fatalf("etcdtest: pause: %v", err)
 	}
 }
 

@@ -27,10 +27,12 @@ type address struct {
 	temporary bool       // IPv6: RFC 8981; IPv4: secondary
 }
 
+func (l *link) loopback() bool { return l.Flags&net.FlagLoopback != 0 }
+
 // lastness is 0 for an interface that may well be the external one, more for others.
 func (l *link) lastness() int {
 	switch {
-	case l.Flags&net.FlagLoopback != 0:
+	case l.loopback():
 		return 2
 	case l.Flags&net.FlagUp == 0:
 		return 1
@@ -69,7 +71,7 @@ func (l *link) find(a netip.Addr) (address, bool) {
 	if i >= 0 {
 		return l.addrs[i], true
 	}
-	if l.Flags&net.FlagLoopback != 0 && a.Is4() && a.IsLoopback() {
+	if l.loopback() && a.Is4() && a.IsLoopback() {
 		for _, have := range l.addrs {
 			if p, err := have.ip.Prefix(have.bits); err == nil && have.unusable == "" && p.Contains(a) {
 				return address{ip: a, bits: have.bits, permanent: true}, true
@@ -146,6 +148,10 @@ func (c *chooser) addr(l *link, family string, is func(netip.Addr) bool, named, 
 	if a, ok := l.find(public); ok && a.unusable == "" {
 		return public, nil
 	}
+	// Announced by a routing protocol, it is on the loopback interface.
+	if o := c.owner(public); is(public) && o != nil && o.loopback() && !public.IsLoopback() {
+		return public, nil
+	}
 	if o := c.owner(src); o != nil {
 		if a, _ := o.find(src); a.unusable == "" && !useless(src) {
 			return src, nil
@@ -159,7 +165,7 @@ func (c *chooser) addr(l *link, family string, is func(netip.Addr) bool, named, 
 	for i := range c.links {
 		lo := &c.links[i]
 		for _, a := range lo.sorted() {
-			if lo.Flags&net.FlagLoopback != 0 && lo != l && is(a.ip) && a.unusable == "" && !a.ip.IsLoopback() && !useless(a.ip) {
+			if lo.loopback() && lo != l && is(a.ip) && a.unusable == "" && !a.ip.IsLoopback() && !useless(a.ip) {
 				return a.ip, nil
 			}
 		}

@@ -197,7 +197,7 @@ func (c *chooser) rules(ctx context.Context) iter.Seq2[string, func() ([]choice,
 		case c.canReach.IsValid():
 			yield("--iface-can-reach "+c.canReach.String(), func() ([]choice, error) { return c.byReach(ctx) })
 		case len(c.cfg.Names) > 0 || len(c.regexps) > 0:
-		case c.owner(c.public4) != nil || c.owner(c.public6) != nil:
+		case c.external(c.public4) || c.external(c.public6):
 			yield("public address", c.byPublic)
 		default:
 			yield("default route", func() ([]choice, error) { return c.byDefault(ctx) })
@@ -325,7 +325,13 @@ func (c *chooser) byReach(ctx context.Context) ([]choice, error) {
 
 // byPublic takes the interface that has the public address.
 func (c *chooser) byPublic() ([]choice, error) {
-	l4, l6 := c.owner(c.public4), c.owner(c.public6)
+	var l4, l6 *link
+	if c.external(c.public4) {
+		l4 = c.owner(c.public4)
+	}
+	if c.external(c.public6) {
+		l6 = c.owner(c.public6)
+	}
 	if l4 != nil && l6 != nil && l4 != l6 {
 		return nil, fmt.Errorf("%s is on %s, %s on %s (say which interface to use with --iface)", c.public4, l4.Name, c.public6, l6.Name)
 	}
@@ -333,6 +339,14 @@ func (c *chooser) byPublic() ([]choice, error) {
 		l4 = l6
 	}
 	return []choice{{link: l4}}, nil
+}
+
+// external reports whether an address is on an interface that can be the external one
+// because of it. On the loopback interface is what a routing protocol announces, and
+// packets to peers leave by another one.
+func (c *chooser) external(a netip.Addr) bool {
+	l := c.owner(a)
+	return l != nil && (!l.loopback() || a.IsLoopback())
 }
 
 // byDefault takes the interface of the default route. Where both families are wanted

@@ -142,6 +142,35 @@ func TestWatchPaused(t *testing.T) {
 	again.until("an event", func(events []lease.Event) bool { return len(events) == 1 })
 }
 
+// TestWatchOldServer: one that does not answer requests for a sign of life is asked in
+// another way.
+func TestWatchOldServer(t *testing.T) {
+	srv := etcdtest.Start(t, etcdtest.Config{NoV2: true})
+	s := open(t, config(srv, "/old"))
+	l, err := s.List(background(t))
+	check(t, err)
+	batches := 0
+	w := &watch{s: s, fn: func(lease.Batch) { batches++ }, cursor: l.Revision, mark: s.marks.get(l.Revision)}
+	if err := w.alive(background(t), &flow{}); err != nil || batches != 1 {
+		t.Errorf("a server that answers other requests: %v, %d batches; want 1", err, batches)
+	}
+	w.answers = true
+	if err := w.alive(background(t), &flow{}); !errors.Is(err, errMute) {
+		t.Errorf("a server that has answered before: %v; want %v", err, errMute)
+	}
+	w.answers = false
+	srv.Replace()
+	eventually(t, func() error { _, err := s.List(background(t)); return err })
+	if err := w.alive(background(t), &flow{}); !errors.Is(err, lease.ErrCompacted) {
+		t.Errorf("another server: %v; want ErrCompacted", err)
+	}
+	s.timeout = 200 * time.Millisecond
+	srv.Pause()
+	if err := w.alive(background(t), &flow{}); !errors.Is(err, errMute) {
+		t.Errorf("a paused server: %v; want %v", err, errMute)
+	}
+}
+
 // TestWatchReplaced: a store that is not the one that was there, although it looks so.
 func TestWatchReplaced(t *testing.T) {
 	srv := etcdtest.Start(t, etcdtest.Config{NoV2: true})

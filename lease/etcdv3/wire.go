@@ -48,9 +48,9 @@ type server struct {
 	addr     string // host:port
 	host     string
 
-	up   bool
-	when time.Time // the last outcome
-	err  error     // why it is not up, nil if it was not tried yet
+	up    bool
+	began time.Time // the attempt whose outcome this is
+	err   error     // why it is not up, nil if it was not tried yet
 }
 
 func newWire(access *etcdtls.Access, timeout time.Duration, cut func()) *wire {
@@ -77,12 +77,13 @@ func (n *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if srv == nil {
 		return nil, errors.New("no such endpoint: " + addr)
 	}
+	began := time.Now()
 	c, err := (&net.Dialer{Timeout: n.timeout}).DialContext(ctx, "tcp", addr)
 	if err != nil {
-		n.outcome(srv, err)
+		n.outcome(srv, began, err)
 		return nil, err
 	}
-	return n.newConn(c, srv), nil
+	return n.newConn(c, srv, began), nil
 }
 
 // credentials is grpc's way to secure a connection.
@@ -108,12 +109,12 @@ func (h handshaker) ClientHandshake(ctx context.Context, _ string, raw net.Conn)
 	cfg.ServerName, cfg.NextProtos = c.server.host, []string{"h2"}
 	t := tls.Client(c.Conn, cfg)
 	if err := t.HandshakeContext(ctx); err != nil {
-		h.n.outcome(c.server, err)
+		h.n.outcome(c.server, c.began, err)
 		raw.Close()
 		return nil, nil, err
 	}
 	info := credentials.TLSInfo{State: t.ConnectionState(), CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
-	return h.n.newConn(t, c.server), info, nil
+	return h.n.newConn(t, c.server, c.began), info, nil
 }
 
 func (h handshaker) Clone() credentials.TransportCredentials { return h }
@@ -124,35 +125,36 @@ type conn struct {
 	net.Conn
 	wire   *wire
 	server *server
+	began  time.Time
 	heard  bool // only the goroutine that reads touches it
 
 	once  sync.Once
 	known chan struct{} // closed when something was heard, or never will be
 }
 
-func (n *wire) newConn(c net.Conn, srv *server) *conn {
-	return &conn{Conn: c, wire: n, server: srv, known: make(chan struct{})}
+func (n *wire) newConn(c net.Conn, srv *server, began time.Time) *conn {
+	return &conn{Conn: c, wire: n, server: srv, began: began, known: make(chan struct{})}
 }
 
 func (c *conn) Read(b []byte) (int, error) {
 	got, err := c.Conn.Read(b)
 	switch {
 	case err != nil && c.heard:
-		c.wire.outcome(c.server, &lost{err})
+		c.wire.outcome(c.server, c.began, &lost{err})
 	case err != nil && got == 0:
 		if errors.Is(err, net.ErrClosed) { // by grpc, which waits no longer
 			err = errSilent
 		}
-		c.wire.outcome(c.server, err)
+		c.wire.outcome(c.server, c.began, err)
 	case !c.heard:
 		c.heard = true
 		switch said := b[:got]; {
 		case bytes.HasPrefix(said, []byte("HTTP/")):
-			c.wire.outcome(c.server, errHTTP1)
+			c.wire.outcome(c.server, c.began, errHTTP1)
 		case bytes.HasPrefix(said, []byte{0x15, 3}): // RFC 8446, section 5.1: alert
-			c.wire.outcome(c.server, errAlert)
+			c.wire.outcome(c.server, c.began, errAlert)
 		default:
-			c.wire.outcome(c.server, nil)
+			c.wire.outcome(c.server, c.began, nil)
 		}
 	}
 	c.once.Do(func() { close(c.known) })
@@ -190,15 +192,15 @@ type lost struct{ cause error }
 func (l *lost) Error() string { return "the connection was lost: " + l.cause.Error() }
 func (l *lost) Unwrap() error { return l.cause }
 
-// outcome notes what became of a connection: nil is up.
-func (n *wire) outcome(s *server, err error) {
+// outcome notes what became of the connection that began then: nil is up.
+func (n *wire) outcome(s *server, began time.Time, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if errors.As(err, new(*lost)) && (s.err == errHTTP1 || s.err == errAlert) {
-		return // which says more
+	if began.Before(s.began) || errors.As(err, new(*lost)) && (s.err == errHTTP1 || s.err == errAlert) {
+		return // there was a newer one; or there is more to say
 	}
 	was := s.up
-	s.up, s.err, s.when = err == nil, err, time.Now()
+	s.up, s.err, s.began = err == nil, err, began
 	close(n.changed)
 	n.changed = make(chan struct{})
 	if was && !slices.ContainsFunc(n.servers, func(s *server) bool { return s.up }) {
@@ -206,15 +208,15 @@ func (n *wire) outcome(s *server, err error) {
 	}
 }
 
-// settled waits until there is a connection, which it reports, or until there has been
-// an attempt to connect to each server since then.
+// settled waits until there is a connection, which it reports, or until an attempt to
+// connect to each server has failed that began after since.
 func (n *wire) settled(ctx context.Context, since time.Time) (up bool) {
 	for {
 		n.mu.Lock()
 		changed, all := n.changed, true
 		for _, s := range n.servers {
 			up = up || s.up
-			all = all && s.when.After(since)
+			all = all && s.began.After(since)
 		}
 		n.mu.Unlock()
 		if up || all {

@@ -109,10 +109,9 @@ func (s *Store) keepAlive(ctx context.Context, id int64) (time.Duration, error) 
 		if err != nil {
 			return err
 		}
-		if err = stream.Send(&pb.LeaseKeepAliveRequest{ID: id}); err == nil {
-			err = stream.CloseSend()
-		}
-		// After an error of Send the reason is what Recv returns.
+		// Where these fail, Recv returns the reason.
+		_ = stream.Send(&pb.LeaseKeepAliveRequest{ID: id})
+		_ = stream.CloseSend()
 		if resp, err = stream.Recv(); err != nil {
 			if a, ok := ctx.Value(attemptKey{}).(*attempt); ok {
 				if p, ok := peer.FromContext(stream.Context()); ok {
