@@ -33,7 +33,7 @@ func samples() map[string][2]string {
 		"etcd-username": same("flannel"), "etcd-password": same("pass word"),
 		"iface": same("eth1"), "iface-regex": same(`10\.0\..*`), "iface-can-reach": same("192.0.2.9"),
 		"public-ip": same("198.51.100.1"), "public-ipv6": same("2001:db8::1"),
-		"subnet-file": same("/tmp/subnet.env"), "subnet-lease-renew-margin": same("1439"), "keep-device": same("true"),
+		"subnet-file": same("/tmp/subnet.env"), "subnet-lease-renew-margin": same("1439"), "keep-device": same("true"), "accept-any-source": same("true"),
 		"ip-masq": same("true"), "ip-masq-fully-random-disable": same("true"), "iptables-forward-rules": same("false"),
 		"iptables-resync": same("60"), "ip-blackhole-route": same("true"), "cleanup-on-exit": same("true"),
 		"healthz-ip": same("::1"), "healthz-port": same("8080"), "v": same("4"), "log-format": same("json"),
@@ -205,7 +205,7 @@ func TestEnvironment(t *testing.T) {
 		"FLANNELD_IP_MASQ=maybe", "FLANNELD_SUBNET_LEASE_RENEW_MARGIN=0", "FLANNELD_HEALTHZ_PORT=x",
 		"FLANNELD_PUBLIC_IP=nowhere", "FLANNELD_ETCD_VERSION=4", "FLANNELD_ETCD_ENDPOINTS=ftp://192.0.2.1",
 		"FLANNELD_IFACE_REGEX=(", "FLANNELD_LOG_FORMAT=xml", "FLANNELD_ETCD_PREFIX=/", "FLANNELD_ETCD_CERTFILE=c.pem",
-		"FLANNELD_HEALTHZ_IP=localhost", "FLANNELD_IFACE_CAN_REACH=example.org",
+		"FLANNELD_IFACE_CAN_REACH=example.org",
 	} {
 		name, _, _ := strings.Cut(bad, "=")
 		if _, err := parseOptions(nil, []string{bad}); err == nil || !strings.Contains(err.Error(), name) {
