@@ -188,7 +188,7 @@ func testCompact(t *testing.T, n Network) {
 		return slices.ContainsFunc(es, func(e lease.Event) bool { return e.Deleted && e.Entry.Key == key2 })
 	})
 	w.stop()
-	e = a.update(e, "end", long)
+	a.update(e, "end", long)
 	f.until("the last update", func(all map[string]lease.Entry) bool { return len(all) == 1 && string(all[key1].Value) == "end" })
 }
 
