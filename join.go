@@ -109,7 +109,7 @@ func Join(ctx context.Context, store lease.Store, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("flannelkit: join: %w", err)
 	}
-	n := &Node{cfg: cfg, registry: registry, network: network, backend: b, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, store: store, registry: registry, network: network, backend: b, done: make(chan struct{}), changed: make(chan struct{}, 1)}
 	if err := n.join(ctx); err != nil {
 		err = fmt.Errorf("flannelkit: join: %w", err)
 		if n.cancel == nil { // nothing runs yet

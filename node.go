@@ -27,6 +27,7 @@ const resync = 30 * time.Second
 // serve, the only one that calls the backend, and by watchInterface.
 type Node struct {
 	cfg      Config
+	store    lease.Store
 	registry *lease.Registry
 	network  lease.Network
 	backend  backend.Backend
@@ -228,7 +229,7 @@ func (n *Node) start() (first <-chan struct{}) {
 		wg.Wait()
 		close(n.ended)
 		if lost != nil {
-			n.cfg.Log.Error("the node has ended", "err", lost)
+			n.cfg.Log.Info("the node ends", "why", lost)
 			n.finish(lost, false) // the subnet is another's: nothing of it may stay
 		}
 	}()
@@ -347,6 +348,9 @@ func (n *Node) move(ctx context.Context) error {
 	}
 	if err == nil && (next != host || failed != nil) {
 		n.cfg.Log.Info("the external interface has changed", "interface", next.Link, "public4", next.Public4, "public6", next.Public6, "mtu", next.MTU)
+		if r, ok := n.store.(lease.Reconnector); ok {
+			r.Reconnect()
+		}
 		own.Attrs = n.attrs(next)
 		err = n.registry.SetAttrs(own.Attrs)
 	}

@@ -78,6 +78,15 @@ type Store interface {
 	Close() error
 }
 
+// A Reconnector is a Store over a network. Reconnect is to be called when the host's
+// address has changed: connections made from the old one are dead, which a store finds
+// out by itself only after some time.
+type Reconnector interface {
+	// Reconnect closes all connections. Calls under way may fail, as they would
+	// in the end; a Watch may go on. It does not wait.
+	Reconnect()
+}
+
 // An Entry is one key of a store.
 type Entry struct {
 	// Key is the last part of the name, such as 10.5.34.0-24. It need not be

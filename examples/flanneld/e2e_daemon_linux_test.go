@@ -31,6 +31,7 @@ func (h *labHost) inside(fn func()) {
 // TestRestartKeepsTheSubnet: stopped, killed, and with the lease gone from etcd, the
 // host gets its subnet again.
 func TestRestartKeepsTheSubnet(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{NoV2: true})
 	c.etcd.Put(configKey, network)
 	h := c.hosts[0]
@@ -53,24 +54,39 @@ func TestRestartKeepsTheSubnet(t *testing.T) {
 	p.stop()
 }
 
-// TestLostSubnet: another host has the subnet, so this one ends with 1 and one line.
+// TestLostSubnet: another host has the subnet, so this one ends with 1 and one line, and
+// removes what would carry packets for it.
 func TestLostSubnet(t *testing.T) {
-	c := newCluster(t, 1, etcdtest.Config{NoV2: true})
-	c.etcd.Put(configKey, network)
-	p := c.hosts[0].start(c.endpoints())
-	f := p.ready()
-	c.etcd.Put(subnetsKey+f.Key().String(), `{"PublicIP":"192.0.2.77"}`)
-	if code := p.wait(); code != 1 {
-		t.Errorf("exit %d, want 1", code)
-	}
-	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
-	if last := lines[len(lines)-1]; !strings.Contains(last, "level=ERROR") || !strings.Contains(last, "192.0.2.77") || !strings.Contains(last, "restart") {
-		t.Errorf("the last line does not say who has it and what to do: %s", last)
-	}
+	eachAPI(t, func(t *testing.T, api int) {
+		c := newCluster(t, 1, etcdtest.Config{NoV2: api == 3})
+		k, h := c.keysOf(api), c.hosts[0]
+		k.set(configKey, network)
+		p := h.start(c.endpoints(), "-keep-device")
+		f := p.ready()
+		k.set(subnetsKey+f.Key().String(), `{"PublicIP":"192.0.2.77"}`)
+		if code := p.wait(); code != 1 {
+			t.Errorf("exit %d, want 1", code)
+		}
+		if last := p.lastLine(); !strings.Contains(last, "level=ERROR") || !strings.Contains(last, "192.0.2.77") || !strings.Contains(last, "restart") {
+			t.Errorf("the last line does not say who has it and what to do: %s", last)
+		}
+		if n := strings.Count(p.log.String(), "level=ERROR"); n != 1 {
+			t.Errorf("%d lines of level ERROR, want one", n)
+		}
+		h.inside(func() {
+			if got := names(t); !slices.Equal(got, []string{"eth0", "lo"}) {
+				t.Errorf("interfaces left: %v", got)
+			}
+		})
+		if again := h.start(c.endpoints()).ready(); again.Subnet == f.Subnet {
+			t.Errorf("the next daemon has the other host's subnet %v", again.Subnet)
+		}
+	})
 }
 
 // TestWhatCannotBeMended ends the daemon with 1 and one line that says what to do.
 func TestWhatCannotBeMended(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{NoV2: true})
 	h := c.hosts[0]
 	for _, r := range []struct{ config, args, want string }{
@@ -97,6 +113,7 @@ func TestWhatCannotBeMended(t *testing.T) {
 
 // TestTLSAndPassword: the whole of etcd's access control, and no password in the log.
 func TestTLSAndPassword(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{TLS: etcdtest.MutualTLS, Auth: true})
 	c.etcd.User("flannel", "the daemon's password", "/coreos.com/network/")
 	c.etcd.PutV2(configKey, network, 0)
@@ -120,6 +137,7 @@ func TestTLSAndPassword(t *testing.T) {
 // TestCleanupCommand leaves a device, rules, a route, a file and a lease behind, and
 // removes them.
 func TestCleanupCommand(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{NoV2: true})
 	c.etcd.Put(configKey, network)
 	h := c.hosts[0]
@@ -168,6 +186,7 @@ func TestCleanupCommand(t *testing.T) {
 
 // TestCleanupOnExit does the same at SIGTERM, but for the lease.
 func TestCleanupOnExit(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{NoV2: true})
 	c.etcd.Put(configKey, network)
 	h := c.hosts[0]
@@ -233,6 +252,9 @@ func TestEndUnderFullTraffic(t *testing.T) {
 			t.Error("some part of the daemon had to be left behind")
 		}
 		t.Logf("%s ended %v after SIGTERM", c.hosts[i].Name(), took)
+		if took > 3*time.Second { // a second, and what a busy machine adds
+			t.Error("that is too long")
+		}
 	}
 	if err := receive(t, "the end of the traffic", flood); err != nil {
 		t.Logf("traffic: %v", err)
@@ -241,6 +263,7 @@ func TestEndUnderFullTraffic(t *testing.T) {
 
 // TestDockerOptions is ExecStartPost of the guides' unit.
 func TestDockerOptions(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{NoV2: true})
 	c.etcd.Put(configKey, network)
 	h := c.hosts[0]

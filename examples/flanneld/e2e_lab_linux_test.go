@@ -46,6 +46,7 @@ type labHost struct {
 	*netlab.NS
 	c      *cluster
 	addr   netip.Addr // 192.0.2.N
+	addr6  netip.Addr // 2001:db8::N, with cluster.addIPv6
 	file   string     // its subnet.env
 	notify string     // its service manager's socket
 	heard  chan string
@@ -156,6 +157,9 @@ func (h *labHost) start(args ...string) *flanneldProc {
 	h.c.must(err)
 	p.Process = proc
 	h.c.t.Cleanup(func() {
+		// Before its directory is removed, where it would put the file back.
+		_ = p.Signal(syscall.SIGKILL) // an error if it has ended
+		_ = p.Wait()
 		if h.c.t.Failed() {
 			h.c.t.Logf("%s: flanneld %s:\n%s", h.Name(), strings.Join(args, " "), p.log)
 		}
@@ -247,27 +251,31 @@ func (h *labHost) bridge(f subnetenv.File) netip.Addr {
 // ping asks once a moment until to has answered, or patience has an end.
 func (h *labHost) ping(from, to netip.Addr) {
 	h.c.t.Helper()
-	ctx, cancel := context.WithTimeout(h.c.t.Context(), patience)
+	pingFrom(h.c.t, h.NS, from, to)
+}
+
+// pingFrom is ping in any namespace.
+func pingFrom(t *testing.T, ns *netlab.NS, from, to netip.Addr) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var err error
 	for ctx.Err() == nil {
-		if err = h.pingOnce(ctx, from, to); err == nil {
+		if err = pingOnce(ctx, ns, from, to); err == nil {
 			return
 		}
 	}
-	h.c.t.Fatalf("%s: no answer from %s to %s: %v", h.Name(), to, from, err)
+	t.Fatalf("%s: no answer from %s to %s: %v", ns.Name(), to, from, err)
 }
 
-func (h *labHost) pingOnce(ctx context.Context, from, to netip.Addr) error {
-	_, err := traffic.Ping(ctx, traffic.In[*netlab.Process](h.NS), traffic.PingConfig{Addr: to, Source: from, Count: 3, Interval: time.Millisecond, Timeout: 300 * time.Millisecond})
+func pingOnce(ctx context.Context, ns *netlab.NS, from, to netip.Addr) error {
+	_, err := traffic.Ping(ctx, traffic.In[*netlab.Process](ns), traffic.PingConfig{Addr: to, Source: from, Count: 3, Interval: time.Millisecond, Timeout: 300 * time.Millisecond})
 	return err
 }
 
 // get fetches a URL on the host itself, such as http://127.0.0.1:8080/readyz.
 func (h *labHost) get(url string) (code int, body string, err error) {
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, network, addr string) (conn net.Conn, err error) {
-		return conn, h.Do(func() (err error) { conn, err = net.Dial(network, addr); return err })
-	}}
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: h.dial}
 	res, err := (&http.Client{Transport: tr, Timeout: patience}).Get(url)
 	if err != nil {
 		return 0, "", err
@@ -277,12 +285,24 @@ func (h *labHost) get(url string) (code int, body string, err error) {
 	return res.StatusCode, string(text), err
 }
 
+// dial connects from the host.
+func (h *labHost) dial(_ context.Context, network, addr string) (conn net.Conn, err error) {
+	err = h.Do(func() (err error) { conn, err = net.Dial(network, addr); return err })
+	return conn, err
+}
+
+// listenTCP listens on the host.
+func (h *labHost) listenTCP(at string) (l net.Listener) {
+	h.c.t.Helper()
+	h.c.must(h.Do(func() (err error) { l, err = net.Listen("tcp", at); return err }))
+	return l
+}
+
 // forwardEtcd makes the cluster's etcd reachable at an address of the host itself,
 // such as 127.0.0.1:2379, where a member of the cluster would be.
 func (h *labHost) forwardEtcd(at string) {
 	h.c.t.Helper()
-	var l net.Listener
-	h.c.must(h.Do(func() (err error) { l, err = net.Listen("tcp", at); return err }))
+	l := h.listenTCP(at)
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	h.c.t.Cleanup(func() {
@@ -304,8 +324,8 @@ func (h *labHost) forwardEtcd(at string) {
 // forward carries one connection to etcd until either side or ctx ends it.
 func (h *labHost) forward(ctx context.Context, in net.Conn) {
 	defer in.Close()
-	var out net.Conn
-	if h.Do(func() (err error) { out, err = net.Dial("tcp", h.c.etcd.Addr()); return err }) != nil {
+	out, err := h.dial(ctx, "tcp", h.c.etcd.Addr())
+	if err != nil {
 		return
 	}
 	end := context.AfterFunc(ctx, func() { in.Close(); out.Close() })

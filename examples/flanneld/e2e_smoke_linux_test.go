@@ -17,6 +17,7 @@ const network = `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`
 // TestGuideWithAPI2 does what flannel's guides do with etcd's API 2, word for word:
 // etcdctl set, flanneld --iface on two hosts, a ping from subnet to subnet.
 func TestGuideWithAPI2(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, etcdtest.Config{})
 	c.etcd.PutV2("/coreos.com/network/config", network, 0) // etcdctl set
 	files := twoHosts(t, c)
@@ -35,6 +36,7 @@ func TestGuideWithAPI2(t *testing.T) {
 
 // TestGuideWithAPI3 is the same with etcdctl put.
 func TestGuideWithAPI3(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2, etcdtest.Config{NoV2: true})
 	c.etcd.Put("/coreos.com/network/config", network) // etcdctl put
 	files := twoHosts(t, c)
@@ -89,7 +91,7 @@ func twoHosts(t *testing.T, c *cluster) (files []subnetenv.File) {
 // checkLease holds a lease against flannel's: byte for byte.
 func checkLease(t *testing.T, value string, addr netip.Addr) {
 	t.Helper()
-	if want := `{"PublicIP":"` + addr.String() + `","PublicIPv6":null}`; value != want {
+	if want := leaseOf(addr); value != want {
 		t.Errorf("the lease is %s, want %s", value, want)
 	}
 	if !json.Valid([]byte(value)) {
@@ -100,6 +102,7 @@ func checkLease(t *testing.T, value string, addr netip.Addr) {
 // TestStartWithoutEtcdOrConfiguration starts the daemon first, then etcd, then
 // configures the network: it says what it waits for, and /readyz tells the truth.
 func TestStartWithoutEtcdOrConfiguration(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1, etcdtest.Config{})
 	h := c.hosts[0]
 	c.etcd.Stop()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -29,6 +30,12 @@ func TestMain(m *testing.M) {
 		select {} // stuck
 	case ok:
 		os.Exit(run(context.Background(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
+	}
+	// The tests that run in parallel mostly wait for timeouts of the network: as many
+	// of them as there are processors would be too few.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("12") // a number, which it takes
 	}
 	netlab.Main(m)
 }

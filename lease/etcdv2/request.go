@@ -236,8 +236,15 @@ func (s *Store) dialTCP(ctx context.Context, network, addr string) (net.Conn, er
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3,
 	}}
-	return d.DialContext(ctx, network, addr)
+	c, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	return s.conns.Track(c), nil
 }
+
+// Reconnect closes all connections; see [lease.Reconnector].
+func (s *Store) Reconnect() { s.conns.Close() }
 
 // asDialError marks an error as one from before anything was sent. A timeout becomes
 // one of ours, since the net package's says it is the context's.

@@ -72,6 +72,7 @@ type Config struct {
 // used.
 type Store struct {
 	access    *etcdtls.Access
+	conns     etcdtls.Conns
 	clients   []client.Client // one for each endpoint: whether to try the next is ours to decide
 	transport *http.Transport
 	config    string // the key of the configuration

@@ -193,6 +193,9 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Reconnect closes all connections; see [lease.Reconnector].
+func (s *Store) Reconnect() { s.wire.conns.Close() }
+
 // errClosed is why calls end after Close.
 var errClosed = fmt.Errorf("the store is closed: %w", net.ErrClosed)
 

@@ -37,6 +37,7 @@ type wire struct {
 	timeout time.Duration // for one to come about
 	servers []*server     // in the order of the endpoints
 	cut     func()        // is called when the last connection is lost
+	conns   etcdtls.Conns
 
 	mu      sync.Mutex    // guards what follows, and the servers
 	changed chan struct{} // closed and replaced with every outcome
@@ -83,7 +84,7 @@ func (n *wire) dial(ctx context.Context, addr string) (net.Conn, error) {
 		n.outcome(srv, began, err)
 		return nil, err
 	}
-	return n.newConn(c, srv, began), nil
+	return n.newConn(n.conns.Track(c), srv, began), nil
 }
 
 // credentials is grpc's way to secure a connection.
