@@ -123,7 +123,7 @@ func hostFlags() []flagDef {
 			help:  "leave the udp backend's device behind at the end, so that until the next start packets to the overlay wait or are lost rather than leave by the default route; remove it before going back to flannel",
 			value: boolean(func(o *options) *bool { return &o.keepDevice })},
 		{name: "accept-any-source", since: ours, group: groupNode,
-			help:  "let the udp backend take packets from any address and with any inner source, as flannel does; only for a while beside flannel before 0.5.6, which sends from any address it has",
+			help:  "let the udp backend take packets from any address and with any inner source, as flannel does; for hosts that send into the overlay from an address outside of it, or run flannel before 0.5.6 with several addresses",
 			value: boolean(func(o *options) *bool { return &o.anySource })},
 	}
 }
