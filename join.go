@@ -156,24 +156,27 @@ func (n *Node) join(ctx context.Context) error {
 // choose picks the external interface.
 func (n *Node) choose(ctx context.Context) (backend.Host, error) {
 	host, err := extif.Choose(ctx, n.cfg.Interface, n.network.IPv4.Enabled(), n.network.IPv6.Enabled())
-	return n.orIPv4(ctx, host, err)
+	return n.orOneFamily(ctx, host, err)
 }
 
-// orIPv4 chooses anew for IPv4 alone if a network with both families has failed to find
-// both: packets of one can be carried over the other.
-func (n *Node) orIPv4(ctx context.Context, host backend.Host, err error) (backend.Host, error) {
+// orOneFamily chooses anew for one family alone if a network with both has failed to
+// find both: packets of one can be carried over the other.
+func (n *Node) orOneFamily(ctx context.Context, host backend.Host, err error) (backend.Host, error) {
 	if err == nil || !n.network.IPv4.Enabled() || !n.network.IPv6.Enabled() {
-		n.only4.Store(false)
+		n.oneFamily.Store(false)
 		return host, err
 	}
-	only4, err4 := extif.Choose(ctx, n.cfg.Interface, true, false)
-	if err4 != nil {
+	one, errOne := extif.Choose(ctx, n.cfg.Interface, true, false)
+	if errOne != nil {
+		one, errOne = extif.Choose(ctx, n.cfg.Interface, false, true)
+	}
+	if errOne != nil {
 		return host, err
 	}
-	if n.only4.CompareAndSwap(false, true) {
-		n.cfg.Log.Info("peers are reached over IPv4 only", "interface", only4.Link, "why", err)
+	if n.oneFamily.CompareAndSwap(false, true) {
+		n.cfg.Log.Info("peers are reached over one family only", "interface", one.Link, "public4", one.Public4, "public6", one.Public6, "why", err)
 	}
-	return only4, nil
+	return one, nil
 }
 
 // attrs returns what the lease says of this host.
@@ -202,6 +205,9 @@ func insist[T any](ctx context.Context, log *slog.Logger, what string, ask func(
 		v, err := ask(ctx)
 		if err == nil && waited {
 			log.Info("the lease store has answered", "asked for", what)
+		}
+		if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) && !errors.Is(err, ctx.Err()) {
+			return v, fmt.Errorf("%w (last: %w)", context.Cause(ctx), err)
 		}
 		if err == nil || ctx.Err() != nil || final(err) {
 			return v, err

@@ -26,17 +26,18 @@ const resync = 30 * time.Second
 // It is served by the registry's Run, which keeps the lease and follows the peers, by
 // serve, the only one that calls the backend, and by watchInterface.
 type Node struct {
-	cfg      Config
-	store    lease.Store
-	registry *lease.Registry
-	network  lease.Network
-	backend  backend.Backend
-	data     lease.Attrs // what Prepare returned
-	changed  chan struct{}
-	only4    atomic.Bool // it is logged that peers are reached over IPv4 only
+	cfg       Config
+	store     lease.Store
+	registry  *lease.Registry
+	network   lease.Network
+	backend   backend.Backend
+	data      lease.Attrs // what Prepare returned
+	changed   chan struct{}
+	oneFamily atomic.Bool // it is logged that peers are reached over one family only
 
 	cancel  context.CancelCauseFunc
 	ended   chan struct{} // the goroutines have ended
+	lost    error         // why Run has ended by itself; to be read after ended
 	done    chan struct{}
 	closing sync.Once
 
@@ -193,6 +194,9 @@ func (n *Node) Release(ctx context.Context) error {
 func (n *Node) finish(err error, keep bool) {
 	n.closing.Do(func() {
 		n.stop()
+		if n.lost != nil { // a moment before it was closed, maybe
+			err, keep = n.lost, false // nothing of another's subnet may stay
+		}
 		closeErr := n.backend.Close(keep)
 		n.mu.Lock()
 		n.err, n.closeErr = err, closeErr
@@ -214,10 +218,9 @@ func (n *Node) start() (first <-chan struct{}) {
 	n.cancel, n.ended = cancel, make(chan struct{})
 	ready := make(chan struct{})
 	var wg sync.WaitGroup
-	var lost error
 	wg.Go(func() {
-		if err := n.registry.Run(ctx, n.report); ctx.Err() == nil {
-			lost = err
+		if err := n.registry.Run(ctx, n.report); ctx.Err() == nil || errors.Is(err, lease.ErrLost) {
+			n.lost = err
 			cancel(err)
 		}
 	})
@@ -228,9 +231,9 @@ func (n *Node) start() (first <-chan struct{}) {
 	go func() {
 		wg.Wait()
 		close(n.ended)
-		if lost != nil {
-			n.cfg.Log.Info("the node ends", "why", lost)
-			n.finish(lost, false) // the subnet is another's: nothing of it may stay
+		if n.lost != nil {
+			n.cfg.Log.Info("the node ends", "why", n.lost)
+			n.finish(n.lost, false)
 		}
 	}()
 	return ready
@@ -256,7 +259,7 @@ func (n *Node) poke() {
 func (n *Node) watchInterface(ctx context.Context) {
 	for wait := leastWait; ; wait = min(2*wait, mostWait) {
 		err := extif.Watch(ctx, n.cfg.Interface, n.network.IPv4.Enabled(), n.network.IPv6.Enabled(), func(h backend.Host, err error) {
-			h, err = n.orIPv4(ctx, h, err)
+			h, err = n.orOneFamily(ctx, h, err)
 			n.mu.Lock()
 			same := h == n.next && err == nil && n.nextErr == nil
 			n.next, n.nextErr, n.moved = h, err, n.moved || !same
@@ -348,7 +351,7 @@ func (n *Node) move(ctx context.Context) error {
 	}
 	if err == nil && (next != host || failed != nil) {
 		n.cfg.Log.Info("the external interface has changed", "interface", next.Link, "public4", next.Public4, "public6", next.Public6, "mtu", next.MTU)
-		if r, ok := n.store.(lease.Reconnector); ok {
+		if r, ok := n.store.(lease.Reconnector); ok && next != host && moved {
 			r.Reconnect()
 		}
 		own.Attrs = n.attrs(next)
