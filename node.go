@@ -349,21 +349,14 @@ func (n *Node) move(ctx context.Context) error {
 	if !moved && failed == nil {
 		return nil
 	}
-	if err == nil && (next != host || failed != nil) {
+	if err == nil && moved && next != host {
 		n.cfg.Log.Info("the external interface has changed", "interface", next.Link, "public4", next.Public4, "public6", next.Public6, "mtu", next.MTU)
-		if r, ok := n.store.(lease.Reconnector); ok && next != host && moved {
+		if r, ok := n.store.(lease.Reconnector); ok {
 			r.Reconnect()
 		}
-		own.Attrs = n.attrs(next)
-		err = n.registry.SetAttrs(own.Attrs)
 	}
 	if err == nil && (next != host || failed != nil) {
-		var mtu int
-		if mtu, err = n.backend.Start(ctx, next, own); err == nil {
-			n.mu.Lock()
-			n.host, n.mtu = next, mtu
-			n.mu.Unlock()
-		}
+		err = n.startAt(ctx, next, own)
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -375,4 +368,20 @@ func (n *Node) move(ctx context.Context) error {
 	n.startErr = err
 	n.mu.Unlock()
 	return err
+}
+
+// startAt tells the peers of this host's new address, and has the backend use it.
+func (n *Node) startAt(ctx context.Context, host backend.Host, own lease.Lease) error {
+	own.Attrs = n.attrs(host)
+	if err := n.registry.SetAttrs(own.Attrs); err != nil {
+		return err
+	}
+	mtu, err := n.backend.Start(ctx, host, own)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.host, n.mtu = host, mtu
+	return nil
 }
