@@ -148,18 +148,22 @@ func (k *keeper) adopt(own Lease, m *member) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
+	permanent := m.entry.Permanent
+	if err != nil { // nobody makes a reservation of junk
+		permanent = k.entry.Permanent
+	}
 	switch e := m.entry; {
-	case e.Permanent:
+	case permanent:
 		k.expires = time.Time{}
 	case e.TTL > 0:
 		k.expires = now.Add(e.TTL)
-	case e.Handle != k.entry.Handle || k.entry.Permanent:
+	case e.Handle != k.entry.Handle || k.entry.Permanent || e.Permanent:
 		k.expires = now // of unknown life: to be renewed at once
 	}
-	if m.entry.Permanent != k.entry.Permanent {
-		k.log.Info("somebody has changed the lease", "lease", own.Key, "reserved", m.entry.Permanent)
+	if permanent != k.entry.Permanent {
+		k.log.Info("somebody has changed the lease", "lease", own.Key, "reserved", permanent)
 	}
-	k.entry.Permanent, k.own.Reserved = m.entry.Permanent, m.entry.Permanent
+	k.entry.Permanent, k.own.Reserved = permanent, permanent
 	k.entry.Revision, k.own.Revision, k.entry.Handle = m.entry.Revision, m.entry.Revision, m.entry.Handle
 	k.entry.Created = m.entry.Created
 	if err != nil || !l.Attrs.Equal(k.want) {

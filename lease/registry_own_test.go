@@ -28,7 +28,7 @@ func TestOwnDisturbed(t *testing.T) {
 			}
 		}, false},
 		{"junk", func(c *cluster, key string) { c.put(key, junk, hour) }, false},
-		{"junk, permanent", func(c *cluster, key string) { c.put(key, junk, 0) }, true},
+		{"junk, permanent", func(c *cluster, key string) { c.put(key, junk, 0) }, false}, // junk is no reservation
 		{"junk, then mended at once", func(c *cluster, key string) {
 			c.put(key, junk, hour)
 			settle(time.Millisecond)

@@ -16,6 +16,9 @@ const quiet = 50 * time.Millisecond
 // have noticed by then that it is back.
 const afterOutage = 2 * time.Minute
 
+// mostBad is how many unreadable entries are logged in repeatLog.
+const mostBad = 10
+
 // repeatLog is how often trouble that lasts is logged.
 const repeatLog = 10 * time.Minute
 
@@ -84,6 +87,9 @@ type keeper struct {
 	report func(View)
 	roster *roster
 	nudge  func() // asks the follower for a listing
+
+	badSince  time.Time // unreadable entries are counted for the log from then on
+	badLogged int
 
 	waiting     bool      // for that listing
 	checkedAt   uint64    // the roster's changes among which no older rival was
@@ -200,11 +206,20 @@ func (k *keeper) take(l Listing, now time.Time) {
 	k.complain(k.roster.reset(l, k.entryNow().Key, now))
 }
 
-// complain logs entries that can't be read.
+// complain logs entries that can't be read: some of them, since whoever fills a store
+// with junk must not fill the log.
 func (k *keeper) complain(bad []unreadable) {
+	if time.Since(k.badSince) > repeatLog {
+		k.badSince, k.badLogged = time.Now(), 0
+	}
 	for _, u := range bad {
 		k.count(func(s *Stats) { s.Unreadable++ })
-		k.log.Warn("skipping an entry of the lease store that can't be read (remove it, or mend its value)", "key", u.key, "err", u.err)
+		switch k.badLogged++; {
+		case k.badLogged <= mostBad:
+			k.log.Warn("skipping an entry of the lease store that can't be read (remove it, or mend its value)", "key", u.key, "err", u.err)
+		case k.badLogged == mostBad+1:
+			k.log.Warn("skipping more entries of the lease store that can't be read, without a line for each", "key", u.key)
+		}
 	}
 }
 
