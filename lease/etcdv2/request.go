@@ -16,6 +16,8 @@ import (
 	"time"
 
 	client "go.etcd.io/etcd/client/v2"
+
+	"github.com/flannelkit/flannelkit/internal/etcdtls"
 )
 
 // A request to /v2/keys. It implements what client.Client.Do takes: unlike the
@@ -80,7 +82,7 @@ func (s *Store) do(ctx context.Context, req *request) (*reply, error) {
 	}
 	defer leave()
 	first := int(s.pinned.Load())
-	var errs failures
+	var errs []error
 	for i := range s.clients {
 		n := (first + i) % len(s.clients)
 		r, err := s.try(ctx, n, req, s.timeout)
@@ -97,13 +99,13 @@ func (s *Store) do(ctx context.Context, req *request) (*reply, error) {
 			return nil, fmt.Errorf("%w; the outcome is unknown", err)
 		}
 	}
-	return nil, errs.join()
+	return nil, etcdtls.Join(errs)
 }
 
 // pin keeps to a server that works.
-func (s *Store) pin(n int, errs failures) {
+func (s *Store) pin(n int, errs []error) {
 	if s.pinned.Swap(int64(n)) != int64(n) && len(errs) > 0 {
-		s.log.Info("etcdv2: using another server", "endpoint", s.access.Endpoints[n], "err", errs.join())
+		s.log.Info("etcdv2: using another server", "endpoint", s.access.Endpoints[n], "err", etcdtls.Join(errs))
 	}
 }
 

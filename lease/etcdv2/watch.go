@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flannelkit/flannelkit/internal/etcdtls"
 	"github.com/flannelkit/flannelkit/lease"
 	client "go.etcd.io/etcd/client/v2"
 )
@@ -107,7 +108,7 @@ func (w *watch) run(ctx context.Context) error {
 func (w *watch) connect(ctx context.Context) error {
 	first := int(w.s.pinned.Load())
 	each := max(w.s.times.connect/time.Duration(len(w.s.clients)), time.Second)
-	var errs failures
+	var errs []error
 	for i := range w.s.clients {
 		w.server = (first + i) % len(w.s.clients)
 		err := w.check(ctx, each)
@@ -120,7 +121,7 @@ func (w *watch) connect(ctx context.Context) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs.join()
+	return etcdtls.Join(errs)
 }
 
 // follow polls one server until that fails. useful: it has served for a while.

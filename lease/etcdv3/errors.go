@@ -12,6 +12,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
+	"github.com/flannelkit/flannelkit/internal/etcdtls"
 	"github.com/flannelkit/flannelkit/lease"
 )
 
@@ -131,13 +132,10 @@ func (s *Store) unreached(ctx context.Context) error {
 	for _, srv := range s.wire.failures() {
 		errs = append(errs, s.unreachedOne(ctx, srv))
 	}
-	switch len(errs) {
-	case 0:
+	if len(errs) == 0 {
 		return nil
-	case 1:
-		return errs[0]
 	}
-	return joinFailures(errs)
+	return etcdtls.Join(errs)
 }
 
 // unreachedOne says what is wrong with one server.
@@ -172,31 +170,3 @@ func (s *Store) foreign(ctx context.Context, endpoint string) error {
 	return &noInterface{version: version,
 		text: fmt.Sprintf("%s: this etcd (%s) has no v3 API (use --etcd-version=2, or update it)", endpoint, version)}
 }
-
-// joinFailures makes one error of what is wrong with several servers. It wraps
-// lease.ErrDenied or lease.ErrUnsupported only if that is so with every server:
-// another one may come back.
-func joinFailures(errs []error) error {
-	e := &manyFailed{}
-	var texts []string
-	for _, err := range errs {
-		texts = append(texts, err.Error())
-		if !errors.Is(err, lease.ErrDenied) && !errors.Is(err, lease.ErrUnsupported) {
-			e.causes = append(e.causes, err)
-		}
-	}
-	if len(e.causes) == 0 {
-		e.causes = errs
-	}
-	e.text = fmt.Sprintf("none of %d servers serves: %s", len(errs), strings.Join(texts, "; "))
-	return e
-}
-
-// manyFailed is the error of a request that could go to several servers.
-type manyFailed struct {
-	text   string
-	causes []error
-}
-
-func (e *manyFailed) Error() string   { return e.text }
-func (e *manyFailed) Unwrap() []error { return e.causes }
