@@ -32,8 +32,9 @@ type View struct {
 
 // Run keeps the lease that Acquire has taken, and calls report with every change of it
 // or of the peers, always with the complete sets; first, at once, with what is known
-// from Acquire or from an earlier Run. It runs until ctx ends and then returns its cause, or until another host
-// has our subnet: then the error wraps ErrLost and says whose it is.
+// from Acquire or from an earlier Run. It runs until ctx ends and then returns its
+// cause, or until another host has our subnet: then the error wraps ErrLost and says
+// whose it is.
 //
 // Nothing else ends it. While the store can't be reached the peers stay as they are;
 // a lease that was deleted or has run out is taken again; entries that can't be read
@@ -162,6 +163,19 @@ func (k *keeper) hear(n news, now time.Time) {
 		}
 		return
 	}
+	k.answered(now)
+	if n.batch != nil {
+		k.complain(k.roster.apply(*n.batch, now))
+		return
+	}
+	k.count(func(s *Stats) { s.Relists++ })
+	k.waiting = false
+	k.take(*n.listing, now)
+	k.compare(n.config)
+}
+
+// answered ends an outage, if there was one.
+func (k *keeper) answered(now time.Time) {
 	k.contact()
 	if k.failing {
 		k.failing = false
@@ -177,21 +191,19 @@ func (k *keeper) hear(n news, now time.Time) {
 	if k.cfg.Linger > 0 && now.Before(k.graceUntil) {
 		k.roster.linger = max(k.cfg.Linger, afterOutage)
 	}
-	if n.batch != nil {
-		k.complain(k.roster.apply(*n.batch, now))
-		return
-	}
-	k.count(func(s *Stats) { s.Relists++ })
-	k.waiting = false
-	k.take(*n.listing, now)
+}
+
+// compare tells if the network's configuration is another one now; "" is unknown.
+func (k *keeper) compare(config string) {
 	k.mu.Lock()
 	old := k.rawConfig
 	k.mu.Unlock()
-	if n.config != "" && n.config != old && n.config != k.newConfig {
-		k.newConfig = n.config
-		network, err := ParseNetwork([]byte(n.config)) // whose String has no secrets
-		k.log.Warn("the network's configuration has changed; it is used after a restart", "network", network, "err", err)
+	if config == "" || config == old || config == k.newConfig {
+		return
 	}
+	k.newConfig = config
+	network, err := ParseNetwork([]byte(config)) // whose String has no secrets
+	k.log.Warn("the network's configuration has changed; it is used after a restart", "network", network, "err", err)
 }
 
 // take puts a listing in the place of what was known.
@@ -203,7 +215,11 @@ func (k *keeper) take(l Listing, now time.Time) {
 		k.mu.Unlock()
 		k.lostHistory = true
 	}
-	k.complain(k.roster.reset(l, k.entryNow().Key, now))
+	key := k.entryNow().Key
+	k.complain(k.roster.reset(l, key, now))
+	if _, there := k.roster.live(key); there {
+		k.lostHistory = false
+	}
 }
 
 // complain logs entries that can't be read: some of them, since whoever fills a store

@@ -69,8 +69,9 @@ type Store interface {
 	// nil; the caller may then go on from the last Batch's revision. fn is
 	// called by one goroutine at a time, never after Watch has returned, and
 	// may take its time. It is called with an empty Batch when the server has
-	// answered at first, so that the caller knows that it is there. A server that stops answering, or that is replaced by
-	// an empty one, ends Watch within half a minute.
+	// answered at first, so that the caller knows that it is there. A server
+	// that stops answering, or that is replaced by an empty one, ends Watch
+	// within half a minute.
 	Watch(ctx context.Context, after uint64, fn func(Batch)) error
 
 	// Close releases what the store holds. Calls under way end with an error;
@@ -124,8 +125,8 @@ type Listing struct {
 
 // A Batch is what Watch reports at once.
 type Batch struct {
-	// Events in the order in which they happened; they must not be changed. None: nothing happened up to
-	// Revision, and the server is there.
+	// Events in the order in which they happened; they must not be changed.
+	// None: nothing happened up to Revision, and the server is there.
 	Events []Event
 	// Revision to go on from: nothing up to it is left to be reported.
 	Revision uint64
@@ -133,8 +134,8 @@ type Batch struct {
 
 // An Event is one change of one entry.
 type Event struct {
-	// Entry as it is now. Of a deleted one only Key is set, and Revision, which is that
-	// of the deletion.
+	// Entry as it is now. Of a deleted one only Key is set, and Revision, which
+	// is that of the deletion.
 	Entry Entry
 	// Deleted: removed, or its time was up.
 	Deleted bool
