@@ -24,9 +24,9 @@ const entered = "NETLAB_ENTERED_FROM"
 // and TUN devices. If it may, Enter returns nil at once.
 //
 // Otherwise it runs the program again, with the same arguments, in a new user
-// and network namespace in which the caller is root, passes SIGINT, SIGTERM,
-// SIGHUP and SIGQUIT on to it, and exits with its status: what follows the
-// call runs in the child only. The child dies with the parent. It has its own
+// and network namespace in which the caller is root and lo is up, passes
+// SIGINT, SIGTERM, SIGHUP and SIGQUIT on to it, and exits with its status: what
+// follows the call runs in the child only. The child dies with the parent. It has its own
 // process group, so that a Ctrl-C reaches it once; it cannot read from a
 // terminal.
 //
@@ -34,10 +34,14 @@ const entered = "NETLAB_ENTERED_FROM"
 // Call it first thing in main, before anything with an effect.
 func Enter() error {
 	err := probe()
-	if err == nil {
+	child := os.Getenv(entered) == strconv.Itoa(os.Getppid())
+	switch {
+	case err == nil && child:
+		return loopbackUp()
+	case err == nil:
 		return nil
 	}
-	if os.Getenv(entered) == strconv.Itoa(os.Getppid()) {
+	if child {
 		return fmt.Errorf("netlab: enter: in a user namespace of our own, and still: %w (%s)", err, remedy())
 	}
 	status, startErr := reexec()
@@ -45,6 +49,19 @@ func Enter() error {
 		return fmt.Errorf("netlab: enter: %w; and a user namespace: %w (%s)", err, startErr, remedy())
 	}
 	os.Exit(status)
+	return nil
+}
+
+// loopbackUp makes the new namespace what a program expects of a machine: servers on
+// 127.0.0.1 can be reached.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		return fmt.Errorf("netlab: enter: set up lo: %w", err)
+	}
 	return nil
 }
 
