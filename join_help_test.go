@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -272,37 +271,6 @@ func addPeer(t *testing.T, s lease.Store, key, public string) lease.Entry {
 		t.Fatal(err)
 	}
 	return e
-}
-
-// messages collects what is logged.
-type messages struct {
-	mu  sync.Mutex
-	all []string
-}
-
-func (m *messages) logger() *slog.Logger                     { return slog.New(m) }
-func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
-func (m *messages) WithAttrs([]slog.Attr) slog.Handler       { return m }
-func (m *messages) WithGroup(string) slog.Handler            { return m }
-func (m *messages) Handle(_ context.Context, r slog.Record) error {
-	text := r.Level.String() + " " + r.Message
-	r.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.all = append(m.all, text)
-	return nil
-}
-
-// with returns the messages that have all parts.
-func (m *messages) with(parts ...string) (found []string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, text := range m.all {
-		if !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(text, p) }) {
-			found = append(found, text)
-		}
-	}
-	return found
 }
 
 // goroutines returns the stack of every goroutine, by its number.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/flannelkit/flannelkit"
 	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/flannelkit/flannelkit/lease"
 )
 
@@ -20,7 +21,7 @@ import (
 // TestJoinWaits takes Join through everything that waiting may mend.
 func TestJoinWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store, b, log := newScripted(""), newFake(), &messages{}
+		store, b, log := newScripted(""), newFake(), &testlog.Messages{}
 		down := errors.New("dial tcp 192.0.2.9:2379: connection refused")
 		begin := time.Now()
 		store.on = func(ctx context.Context, op string, n int) error {
@@ -39,7 +40,7 @@ func TestJoinWaits(t *testing.T) {
 			return nil
 		}
 		_, err := flannelkit.Join(t.Context(), store, flannelkit.Config{
-			Interface: flannelkit.Interface{Names: []string{here}}, Backends: b.backends(), Log: log.logger()})
+			Interface: flannelkit.Interface{Names: []string{here}}, Backends: b.backends(), Log: log.Logger()})
 		if !errors.Is(err, errStop) {
 			t.Fatal(err)
 		}
@@ -51,8 +52,8 @@ func TestJoinWaits(t *testing.T) {
 			{"WARN", "waiting for the lease store", "a lease", "connection refused"},
 			{"INFO", "has answered", "a lease"},
 		} {
-			if got := log.with(once...); len(got) != 1 {
-				t.Errorf("logged %q %d times, want once; the log is:\n%s", once, len(got), strings.Join(log.all, "\n"))
+			if got := log.With(once...); len(got) != 1 {
+				t.Errorf("logged %q %d times, want once; the log is:\n%s", once, len(got), strings.Join(log.With(), "\n"))
 			}
 		}
 		if n := len(entries(t, store.Store)); n != 1 {
@@ -66,11 +67,11 @@ func TestJoinWaitsLong(t *testing.T) {
 	for name, why := range map[string]error{"down": errors.New("connection refused"), "no configuration": lease.ErrNoConfig} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				store, log := newScripted(""), &messages{}
+				store, log := newScripted(""), &testlog.Messages{}
 				store.on = func(context.Context, string, int) error { return why }
 				ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour+time.Millisecond) // between two requests
 				defer cancel()
-				_, err := flannelkit.Join(ctx, store, flannelkit.Config{Log: log.logger()})
+				_, err := flannelkit.Join(ctx, store, flannelkit.Config{Log: log.Logger()})
 				if !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("Join = %v, want the context's error", err)
 				}
@@ -81,7 +82,7 @@ func TestJoinWaitsLong(t *testing.T) {
 				if n := store.count("config"); n < minutes || n > seconds+10 {
 					t.Errorf("%d requests in a day, want at least one in a minute, at most one in a second", n)
 				}
-				if n := len(log.with("waiting")); n < 2 || n > minutes+1 {
+				if n := len(log.With("waiting")); n < 2 || n > minutes+1 {
 					t.Errorf("%d messages in a day, want more than one, at most one in a minute", n)
 				}
 			})

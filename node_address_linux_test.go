@@ -8,9 +8,11 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/flannelkit/flannelkit"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 )
 
 // lone is the one network interface of a process of its own: one end of a veth
@@ -69,7 +71,7 @@ func TestNodeFollowsHost(t *testing.T) {
 	}
 	noLeaks(t)
 	eth0 := newLone(t, "192.0.2.1/24")
-	store, b, log := newScripted(fakeNetwork), newFake(), &messages{}
+	store, b, log := newScripted(fakeNetwork), newFake(), &testlog.Messages{}
 	var refuse atomic.Int64
 	errStart := errors.New("test: address in use")
 	b.on = func(_ context.Context, c call, _ int) error {
@@ -78,7 +80,7 @@ func TestNodeFollowsHost(t *testing.T) {
 		}
 		return nil
 	}
-	n := joinFake(t, store, b, func(c *flannelkit.Config) { onDefaultRoute(c); c.Log = log.logger() })
+	n := joinFake(t, store, b, func(c *flannelkit.Config) { onDefaultRoute(c); c.Log = log.Logger() })
 	own := n.Lease()
 	if n.Host().Link != "eth0" || n.Host().Public4.String() != "192.0.2.1" {
 		t.Fatalf("host %+v", n.Host())
@@ -114,7 +116,7 @@ func TestNodeFollowsHost(t *testing.T) {
 	eth0.add("192.0.2.9/24")
 	waitFor(t, "Ready tells why the backend does not start", func() bool { return errors.Is(n.Ready(), errStart) })
 	waitFor(t, "it is tried again until it works", func() bool { return n.Ready() == nil && n.Host().Public4.String() == "192.0.2.9" })
-	if got := log.with("WARN", "address in use"); len(got) != 1 {
+	if got := log.With("WARN", "address in use"); len(got) != 1 {
 		t.Errorf("logged %d times, want once: %q", len(got), got)
 	}
 

@@ -10,12 +10,14 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/flannelkit/flannelkit/encap/backend"
-	"github.com/flannelkit/flannelkit/internal/netlab"
-	"github.com/flannelkit/flannelkit/lease"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/testlog"
+	"github.com/flannelkit/flannelkit/lease"
 )
 
 // childEnv has the test binary play a daemon instead of running tests.
@@ -54,8 +56,8 @@ func child(text string) error {
 	if has[0].Effective != part.Caps || has[1].Effective != 0 {
 		return fmt.Errorf("the capabilities are %x %x, not %x", has[0].Effective, has[1].Effective, part.Caps)
 	}
-	var log messages
-	b, err := New(Options{})(backend.Params{Network: part.Network, Log: log.logger()})
+	var log testlog.Messages
+	b, err := New(Options{})(backend.Params{Network: part.Network, Log: log.Logger()})
 	if err != nil {
 		return err
 	}
@@ -79,7 +81,7 @@ func child(text string) error {
 		return err
 	}
 	if !eventually(func() bool { i := index(); return i != 0 && i != first && b.(*overlay).Probe() == nil }) {
-		return fmt.Errorf("the device is not made anew: %v\n%v", b.(*overlay).Probe(), log.all)
+		return fmt.Errorf("the device is not made anew: %v\n%v", b.(*overlay).Probe(), log.With())
 	}
 	if err := errors.Join(b.Sync(ctx, nil), b.Close(false)); err != nil {
 		return err

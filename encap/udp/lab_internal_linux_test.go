@@ -2,11 +2,9 @@ package udp
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -15,12 +13,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/flannelkit/flannelkit/lease"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // The fixture of the tests with namespaces: two hosts, each with a backend of this
@@ -56,39 +56,6 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// messages collects what is logged.
-type messages struct {
-	mu  sync.Mutex
-	all []string
-}
-
-// logger returns a logger into m.
-func (m *messages) logger() *slog.Logger { return slog.New(m) }
-
-func (m *messages) Enabled(context.Context, slog.Level) bool { return true }
-func (m *messages) WithAttrs([]slog.Attr) slog.Handler       { return m }
-func (m *messages) WithGroup(string) slog.Handler            { return m }
-func (m *messages) Handle(_ context.Context, r slog.Record) error {
-	text := r.Level.String() + " " + r.Message
-	r.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.all = append(m.all, text)
-	return nil
-}
-
-// count returns how many messages have the parts.
-func (m *messages) count(parts ...string) (n int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, text := range m.all {
-		if !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(text, p) }) {
-			n++
-		}
-	}
-	return n
-}
-
 // labConfig says what newLab builds. The zero value is two dual-stack hosts with
 // pods.
 type labConfig struct {
@@ -112,7 +79,7 @@ type node struct {
 	t    *testing.T
 	lab  *lab
 	b    backend.Backend
-	log  *messages
+	log  *testlog.Messages
 	host backend.Host
 	own  lease.Lease
 
@@ -155,7 +122,7 @@ func (l *lab) newNode(h *netlab.Host, cfg labConfig) *node {
 	l.t.Helper()
 	link, err := h.Netlink().LinkByName(h.Underlay)
 	check(l.t, err)
-	n := &node{Host: h, t: l.t, lab: l, log: &messages{}}
+	n := &node{Host: h, t: l.t, lab: l, log: &testlog.Messages{}}
 	n.host = backend.Host{Link: h.Underlay, LinkIndex: link.Attrs().Index, MTU: l.MTU}
 	if !cfg.Outer6 {
 		n.host.Addr4, n.host.Public4 = h.Addr4.Addr(), h.Addr4.Addr()
@@ -196,15 +163,13 @@ func (n *node) make(opts Options) {
 			n.t.Errorf("%s: %v", n.Name(), err)
 		}
 		if n.t.Failed() {
-			n.log.mu.Lock()
-			defer n.log.mu.Unlock()
-			n.t.Logf("%s logged:\n%s", n.Name(), strings.Join(n.log.all, "\n"))
+			n.t.Logf("%s logged:\n%s", n.Name(), strings.Join(n.log.With(), "\n"))
 		}
 	})
 }
 
 func (n *node) params() backend.Params {
-	return backend.Params{Network: n.lab.network, Log: n.log.logger()}
+	return backend.Params{Network: n.lab.network, Log: n.log.Logger()}
 }
 
 // tryStart starts the backend inside the host.
@@ -431,61 +396,6 @@ func (n *node) listen(a netip.Addr) (c *net.UDPConn) {
 		return err
 	}))
 	return c
-}
-
-// withoutCaps runs fn on a thread that has lost some effective capabilities.
-func withoutCaps(caps uint32, fn func() error) error {
-	if caps == 0 {
-		return fn()
-	}
-	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var had [2]unix.CapUserData
-	if err := unix.Capget(&head, &had[0]); err != nil {
-		return err
-	}
-	has := had
-	has[0].Effective &^= caps
-	if err := unix.Capset(&head, &has[0]); err != nil {
-		return err
-	}
-	err := fn()
-	return errors.Join(err, unix.Capset(&head, &had[0]))
-}
-
-// withFiles runs fn while the process may open files-1 more descriptors. Those that
-// are free below the highest one in use are filled first.
-func withFiles(files uint64, fn func() error) error {
-	if files == 0 {
-		return fn()
-	}
-	var had unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &had); err != nil {
-		return err
-	}
-	next, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(next)
-	var fill []int
-	defer func() {
-		for _, fd := range fill {
-			unix.Close(fd)
-		}
-	}()
-	limit := uint64(0)
-	for len(fill) < 64 { // until the numbers are consecutive
-		fd, err := unix.Dup(next)
-		if err != nil {
-			return err
-		}
-		fill = append(fill, fd)
-		limit = max(limit, uint64(fd)+1)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit + files - 1, Max: had.Max}); err != nil {
-		return err
-	}
-	return errors.Join(fn(), unix.Setrlimit(unix.RLIMIT_NOFILE, &had))
 }
 
 // slow skips a test that takes long, most of all under the race detector.

@@ -10,10 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/lease"
-	"golang.org/x/sys/unix"
 )
 
 // Everything passes, and the kernel has exactly what it should.
@@ -392,10 +393,10 @@ func TestForwardingWarning(t *testing.T) {
 	_, err := l.a.tryStart()
 	check(t, err)
 	for _, key := range []string{"net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"} {
-		if n := l.a.log.count("WARN", key); n != 1 {
+		if n := l.a.log.Count("WARN", key); n != 1 {
 			t.Errorf("%s is logged %d times", key, n)
 		}
-		if n := l.b.log.count("WARN", key); n != 0 {
+		if n := l.b.log.Count("WARN", key); n != 0 {
 			t.Errorf("%s is logged %d times where it is set", key, n)
 		}
 	}

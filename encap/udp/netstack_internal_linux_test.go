@@ -10,11 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/lease"
-	"github.com/flannelkit/flannelkit/tun"
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/tun/netstack"
+
+	"github.com/flannelkit/flannelkit/lease"
+	"github.com/flannelkit/flannelkit/tun"
 )
 
 // stack is a host whose packets are gVisor's business, made anew with each Open.
@@ -154,7 +155,7 @@ func TestNetstack(t *testing.T) {
 		t.Errorf("another MTU: %d, %v", mtu, err)
 	}
 	talk()
-	if n := l.b.log.count("WARN", "keeps its MTU"); n != 1 || len(s.opened) != 1 {
+	if n := l.b.log.Count("WARN", "keeps its MTU"); n != 1 || len(s.opened) != 1 {
 		t.Errorf("%d warnings, opened %v", n, s.opened)
 	}
 

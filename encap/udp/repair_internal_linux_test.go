@@ -8,10 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
-	"github.com/vishvananda/netlink"
 )
 
 // delAddr removes an address of a device.
@@ -85,7 +86,7 @@ func TestPutRight(t *testing.T) {
 			before := l.a.b.(*overlay).Stats()
 			start := time.Now()
 			check(t, tt.damage(l.a))
-			waitFor(t, "it is noticed", func() bool { return l.a.log.count("WARN", "put right", tt.said) > 0 })
+			waitFor(t, "it is noticed", func() bool { return l.a.log.Count("WARN", "put right", tt.said) > 0 })
 			l.a.waitState("flannel0", 1472)
 			l.a.settle()
 			took := time.Since(start)
@@ -135,9 +136,9 @@ func TestObstacle(t *testing.T) {
 	if err := o.Sync(t.Context(), l.a.peers()); err == nil || !strings.Contains(err.Error(), "overlay0") {
 		t.Errorf("Sync without a device: %v", err)
 	}
-	waitFor(t, "it is logged", func() bool { return l.a.log.count("ERROR", "overlay0") > 0 })
+	waitFor(t, "it is logged", func() bool { return l.a.log.Count("ERROR", "overlay0") > 0 })
 	time.Sleep(300 * time.Millisecond) // some rounds
-	if n := l.a.log.count("ERROR"); n != 1 {
+	if n := l.a.log.Count("ERROR"); n != 1 {
 		t.Errorf("the same error is logged %d times", n)
 	}
 	check(t, l.a.DelLink("overlay0"))
@@ -214,7 +215,7 @@ func TestDeviceMoved(t *testing.T) {
 	check(t, err)
 	fd := openPath(t, l.a.Pod.Path())
 	check(t, l.a.Netlink().LinkSetNsFd(link, fd))
-	waitFor(t, "it is noticed", func() bool { return l.a.log.count("put right", "device flannel0") > 0 })
+	waitFor(t, "it is noticed", func() bool { return l.a.log.Count("put right", "device flannel0") > 0 })
 	l.a.waitState("flannel0", 1472)
 	if _, err := l.a.Pod.LinkStats("flannel0"); err == nil {
 		t.Error("the device that was moved is still there")

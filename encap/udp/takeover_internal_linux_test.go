@@ -8,9 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
-	"golang.org/x/sys/unix"
 )
 
 // defaultRoutes lets packets for which there is no other route leave by the
@@ -106,7 +107,7 @@ func TestTakeOver(t *testing.T) {
 			}
 			l.a.waitState(dev, 1472)
 			l.talk()
-			if n := l.a.log.count("took over"); (n > 0) != !tt.leaks {
+			if n := l.a.log.Count("took over"); (n > 0) != !tt.leaks {
 				t.Errorf("taking over is logged %d times", n)
 			}
 			// Without Persist the successor's end is the device's.

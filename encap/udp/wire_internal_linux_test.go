@@ -13,8 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/lease"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/lease"
 )
 
 // original is flannel's udp backend as it has always been: a TUN device without any
@@ -102,10 +103,10 @@ func TestGarbagePeers(t *testing.T) {
 		if err == nil || strings.Count(err.Error(), "udp: sync: ") != len(bad)-1 {
 			t.Errorf("Sync: %v", err)
 		}
-		if n := l.a.log.count("WARN peer"); n != len(bad)-1 {
+		if n := l.a.log.Count("WARN peer"); n != len(bad)-1 {
 			t.Errorf("%d warnings after %d rounds", n, round+1)
 		}
-		if n := l.a.log.count("INFO peer", "vxlan"); n != 1 {
+		if n := l.a.log.Count("INFO peer", "vxlan"); n != 1 {
 			t.Errorf("the foreign peer is logged %d times", n)
 		}
 		l.talk()
