@@ -142,6 +142,7 @@ func (n *Node) join(ctx context.Context) error {
 		return err
 	}
 	n.host, n.own, n.mtu = host, own, mtu
+	n.next = host // so that the first look of watchInterface is no news
 	first := n.start()
 	select {
 	case <-first:

@@ -282,7 +282,7 @@ func (n *Node) watchInterface(ctx context.Context) {
 // serve is the only goroutine that calls the backend. ready is closed after the first
 // Sync.
 func (n *Node) serve(ctx context.Context, ready chan<- struct{}) {
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(resync) // the first report comes at once, and pokes
 	defer timer.Stop()
 	wait := leastWait
 	for {
