@@ -201,17 +201,10 @@ var (
 // newCluster makes one whose networks are configured like that, by prefix.
 func newCluster(t *testing.T, only6 bool, networks map[string]string) *cluster {
 	t.Helper()
-	netlab.Require(t, netlab.NeedTUN)
-	lab, err := netlab.New()
+	lab := netlab.ForTest(t, netlab.NeedTUN)
+	wire, err := lab.Namespace("wire")
 	check(t, err)
-	c := &cluster{t: t, lab: lab}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	c.wire, err = lab.Namespace("wire")
-	check(t, err)
+	c := &cluster{t: t, lab: lab, wire: wire}
 	for i := range c.hosts {
 		ns, err := lab.Namespace(fmt.Sprintf("host%d", i+1))
 		check(t, err)

@@ -22,10 +22,7 @@ import (
 // fresh returns a Rules for an empty host, and that host.
 func fresh(t *testing.T, tool Tool) (*Rules, *netlab.NS) {
 	t.Helper()
-	netlab.Require(t)
-	lab, err := netlab.New()
-	must(t, err)
-	t.Cleanup(func() { must(t, lab.Close()) })
+	lab := netlab.ForTest(t)
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
 	ns, err := lab.Namespace("host")
 	must(t, err)

@@ -186,17 +186,7 @@ func (o *output) String() string {
 
 // TestProgram is the whole program in a network namespace, with a TUN device.
 func TestProgram(t *testing.T) {
-	netlab.Require(t, netlab.NeedTUN)
-	lab, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	ns, err := lab.Namespace("host")
+	ns, err := netlab.ForTest(t, netlab.NeedTUN).Namespace("host")
 	if err != nil {
 		t.Fatal(err)
 	}

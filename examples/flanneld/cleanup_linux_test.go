@@ -20,17 +20,7 @@ import (
 // namespace returns an empty network namespace.
 func namespace(t *testing.T, needs ...netlab.Need) *netlab.NS {
 	t.Helper()
-	netlab.Require(t, needs...)
-	lab, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	ns, err := lab.Namespace("host")
+	ns, err := netlab.ForTest(t, needs...).Namespace("host")
 	if err != nil {
 		t.Fatal(err)
 	}

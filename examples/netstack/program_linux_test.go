@@ -87,13 +87,7 @@ func mapped(t *testing.T, uid uint32) bool {
 // TestWithoutPrivilege runs the demonstration as nobody, in a network namespace that has
 // the loopback device and no route.
 func TestWithoutPrivilege(t *testing.T) {
-	netlab.Require(t)
-	lab, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lab.Close()
-	ns, err := lab.Namespace("bare")
+	ns, err := netlab.ForTest(t).Namespace("bare")
 	if err != nil {
 		t.Fatal(err)
 	}

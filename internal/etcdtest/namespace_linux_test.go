@@ -12,17 +12,7 @@ func TestMain(m *testing.M) { netlab.Main(m) }
 
 // TestNamespace runs a server on a host of its own.
 func TestNamespace(t *testing.T) {
-	netlab.Require(t)
-	lab, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	hosts, err := lab.TwoHosts(netlab.TwoHostsConfig{})
+	hosts, err := netlab.ForTest(t).TwoHosts(netlab.TwoHostsConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,6 +32,27 @@ func New() (*Lab, error) {
 	return &Lab{}, nil
 }
 
+// ForTest returns a lab that is closed when the test ends. It skips the test, or fails
+// it, as Require does, unless namespaces and the given needs work here.
+func ForTest(t interface {
+	TB
+	Cleanup(fn func())
+	Errorf(format string, args ...any)
+}, needs ...Need) *Lab {
+	t.Helper()
+	Require(t, needs...)
+	lab, err := New()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() {
+		if err := lab.Close(); err != nil {
+			t.Errorf("%v", err)
+		}
+	})
+	return lab
+}
+
 // Close stops the impairers, kills the processes started by NS.Start that
 // still run, and removes the namespaces with all that is in them. Close the
 // sockets and TUN devices that you opened inside first: each of them keeps its

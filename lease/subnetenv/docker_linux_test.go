@@ -18,16 +18,7 @@ func TestMain(m *testing.M) { netlab.Main(m) }
 // Docker refuses a subnet to which there is a route already, as another host's flannel
 // leaves one behind when the subnet becomes ours.
 func TestMkDockerOptsLooksAtTheRoutes(t *testing.T) {
-	netlab.Require(t)
-	l, err := netlab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	l := netlab.ForTest(t)
 	ns, err := l.Namespace("host")
 	if err != nil {
 		t.Fatal(err)
