@@ -92,10 +92,16 @@ func (l *Lab) close() error {
 	if forker != nil {
 		forker.close()
 	}
+	// Our own descriptors stay until the others have been looked for: without them
+	// another lab's new namespace may get the number of one of these.
+	ours := make(map[int]bool, len(spaces))
+	for _, n := range spaces {
+		ours[n.closeHandle()] = true
+	}
+	errs = append(errs, waitUnused(names, ours))
 	for _, n := range spaces {
 		n.close()
 	}
-	errs = append(errs, waitUnused(names))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("netlab: close lab: %w", err)
 	}
@@ -155,13 +161,13 @@ func killStrangers(names map[uint64]string, killed map[int]bool) error {
 	return errors.Join(errs...)
 }
 
-// waitUnused waits up to a second until no descriptor of this process keeps
+// waitUnused waits up to a second until no descriptor but ours keeps
 // one of the namespaces alive. A socket that was just closed may still be on
 // its way out in another goroutine.
-func waitUnused(names map[uint64]string) error {
+func waitUnused(names map[uint64]string, ours map[int]bool) error {
 	const patience = time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		err := openDescriptors(names)
+		err := openDescriptors(names, ours)
 		if err == nil || time.Now().After(deadline) {
 			return err
 		}
@@ -170,7 +176,7 @@ func waitUnused(names map[uint64]string) error {
 
 // openDescriptors lists the descriptors of this process that keep one of the
 // namespaces alive.
-func openDescriptors(names map[uint64]string) error {
+func openDescriptors(names map[uint64]string, ours map[int]bool) error {
 	if len(names) == 0 {
 		return nil
 	}
@@ -181,7 +187,7 @@ func openDescriptors(names map[uint64]string) error {
 	var errs []error
 	for _, entry := range entries {
 		fd, err := strconv.Atoi(entry.Name())
-		if err != nil {
+		if err != nil || ours[fd] {
 			continue
 		}
 		target, err := os.Readlink("/proc/self/fd/" + entry.Name())

@@ -175,15 +175,23 @@ func checkSysctl(path string) error {
 	return nil
 }
 
-// close gives the namespace up. The kernel destroys it, and every device in
-// it, when the last socket inside is closed too.
-func (n *NS) close() {
+// closeHandle closes the netlink sockets, and returns the descriptor that is left.
+func (n *NS) closeHandle() (fd int) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.handle != nil {
 		n.handle.Close()
 		n.handle = nil
 	}
+	return n.fd
+}
+
+// close gives the namespace up. The kernel destroys it, and every device in
+// it, when the last socket inside is closed too.
+func (n *NS) close() {
+	n.closeHandle()
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if n.fd >= 0 {
 		unix.Close(n.fd)
 		n.fd = -1
