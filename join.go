@@ -127,7 +127,7 @@ func (n *Node) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.data, err = n.backend.Prepare(ctx); err != nil {
+	if n.data, err = n.backend.Prepare(ctx, host); err != nil {
 		return err
 	}
 	attrs := n.attrs(host)

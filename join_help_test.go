@@ -100,7 +100,7 @@ func (b *fakeBackend) do(ctx context.Context, c call) error {
 	return err
 }
 
-func (b *fakeBackend) Prepare(ctx context.Context) (lease.Attrs, error) {
+func (b *fakeBackend) Prepare(ctx context.Context, _ backend.Host) (lease.Attrs, error) {
 	return lease.Attrs{BackendType: "fake", BackendData: []byte(`{"Key":1}`)}, b.do(ctx, call{op: "prepare"})
 }
 

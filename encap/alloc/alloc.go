@@ -23,7 +23,7 @@ func New() backend.New {
 type alloc struct{}
 
 // Prepare implements backend.Backend: the lease tells peers nothing.
-func (alloc) Prepare(ctx context.Context) (lease.Attrs, error) {
+func (alloc) Prepare(ctx context.Context, _ backend.Host) (lease.Attrs, error) {
 	return lease.Attrs{}, ctx.Err()
 }
 

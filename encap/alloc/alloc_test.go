@@ -34,7 +34,7 @@ func TestLife(t *testing.T) {
 	ctx := t.Context()
 	for _, part := range []string{"", `{"Type":"alloc"}`, `{"Type":"alloc","Port":"what flannel ignores"}`} {
 		b := newBackend(t, part)
-		attrs, err := b.Prepare(ctx)
+		attrs, err := b.Prepare(ctx, backend.Host{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +72,7 @@ func TestErrors(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err1 := b.Prepare(ended)
+	_, err1 := b.Prepare(ended, backend.Host{})
 	_, err2 := b.Start(ended, backend.Host{MTU: 1500}, lease.Lease{})
 	err3 := b.Sync(ended, nil)
 	for i, err := range []error{err1, err2, err3} {

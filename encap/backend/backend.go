@@ -36,8 +36,10 @@ type Host struct {
 // and Start, Close once.
 type Backend interface {
 	// Prepare returns what the lease shall say of this host to its peers. The
-	// public addresses are filled in by the caller.
-	Prepare(ctx context.Context) (lease.Attrs, error)
+	// public addresses are filled in by the caller. It may make what that takes
+	// (a key, say), but nothing that carries packets; an error says why this
+	// host can't be a member with this backend, before it has taken a lease.
+	Prepare(ctx context.Context, host Host) (lease.Attrs, error)
 
 	// Start makes what the backend needs in the kernel and lets packets flow,
 	// and returns the MTU in bytes that containers are to use. It is called

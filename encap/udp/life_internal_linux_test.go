@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flannelkit/flannelkit/encap"
+	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/lease"
 )
@@ -370,7 +371,7 @@ func TestCalls(t *testing.T) {
 	l.a.make(Options{})
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err1 := l.a.b.Prepare(ended)
+	_, err1 := l.a.b.Prepare(ended, backend.Host{})
 	_, err2 := l.a.b.Start(ended, l.a.host, l.a.own)
 	err3 := l.a.b.Sync(ended, nil)
 	for i, err := range []error{err1, err2, err3} {

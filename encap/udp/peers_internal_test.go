@@ -365,7 +365,7 @@ func TestNewErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	attrs, err := b.Prepare(t.Context())
+	attrs, err := b.Prepare(t.Context(), backend.Host{})
 	if err != nil {
 		t.Fatal(err)
 	}

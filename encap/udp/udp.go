@@ -124,7 +124,7 @@ type overlay struct {
 
 // Prepare implements backend.Backend. The lease says nothing of the backend, not
 // even its type: that is how flannel's udp backend has it.
-func (o *overlay) Prepare(ctx context.Context) (lease.Attrs, error) {
+func (o *overlay) Prepare(ctx context.Context, _ backend.Host) (lease.Attrs, error) {
 	return lease.Attrs{}, ctx.Err()
 }
 
