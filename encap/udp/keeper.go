@@ -107,7 +107,7 @@ func (o *overlay) round() error {
 // converge makes the host what p says, and returns what it had to do. With strict it
 // is all or, as far as the engines go, nothing; without, as much as possible.
 func (o *overlay) converge(p plan, strict bool) (done []string, err error) {
-	err = o.ns.do(func() error {
+	err = o.ns.Do(func() error {
 		done, err = o.convergeHere(p, strict)
 		return err
 	})

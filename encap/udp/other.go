@@ -20,12 +20,3 @@ const canShare = false
 
 // allowSharing does nothing: one socket is all there is.
 func allowSharing(*net.UDPConn) error { return nil }
-
-// namespace is Linux' network namespace.
-type namespace struct{}
-
-func currentNamespace() (namespace, error) { return namespace{}, nil }
-
-func (namespace) do(fn func() error) error { return fn() }
-
-func (namespace) close() error { return nil }

@@ -152,10 +152,10 @@ func TestChoose(t *testing.T) {
 			}
 			var bad, said []string
 			for _, n := range notes {
-				if n.bad {
-					bad = append(bad, n.text)
+				if n.Bad {
+					bad = append(bad, n.Text)
 				} else {
-					said = append(said, n.text)
+					said = append(said, n.Text)
 				}
 			}
 			for kind, pair := range map[string][2][]string{"bad": {bad, tt.bad}, "said": {said, tt.said}} {
@@ -201,12 +201,13 @@ func TestChooseProperties(t *testing.T) {
 		want := map[netip.Prefix]netip.AddrPort{}
 		best := map[netip.Prefix]uint64{}
 		for _, l := range leases {
-			end, why := o.endpoint(l.Attrs, p)
+			at, why := endpoint(l.Attrs, p)
+			end := netip.AddrPortFrom(at, o.port)
 			if l.Attrs.BackendType == "vxlan" || why != "" {
 				continue
 			}
 			for _, s := range l.Prefixes() {
-				if o.unusable(s, p) != "" {
+				if o.chooser.Unusable(s, p.self.Key) != "" {
 					continue
 				}
 				s = s.Masked()
@@ -255,7 +256,7 @@ func TestSayOnce(t *testing.T) {
 		t.Helper()
 		log.n = 0
 		_, _, notes := o.choose(leases, p)
-		if err := o.say(notes); (err != nil) != fails {
+		if err := o.chooser.Say(notes); (err != nil) != fails {
 			t.Errorf("error: %v", err)
 		}
 		if log.n != lines {
@@ -286,11 +287,11 @@ func manyLeases(n int) []lease.Lease {
 // A thousand peers are no work to speak of. How much is in the log.
 func TestThousandPeers(t *testing.T) {
 	o, p := newOverlay(t, "4")
-	p.local = []netip.Prefix{prefix("10.244.0.0/28")}
+	p.local, p.self.Key = []netip.Prefix{prefix("10.244.0.0/28")}, lease.Key{Subnet: prefix("10.244.0.0/28")}
 	leases := manyLeases(1000)
 	sync := func() {
 		peers, _, notes := o.choose(leases, p)
-		if err := errors.Join(o.table.Replace(p.local, peers), o.say(notes)); err != nil || len(peers) != len(leases) {
+		if err := errors.Join(o.table.Replace(p.local, peers), o.chooser.Say(notes)); err != nil || len(peers) != len(leases) {
 			t.Fatalf("%d peers: %v", len(peers), err)
 		}
 	}
@@ -309,12 +310,12 @@ func TestThousandPeers(t *testing.T) {
 
 func BenchmarkThousandPeers(b *testing.B) {
 	o, p := newOverlay(b, "4")
-	p.local = []netip.Prefix{prefix("10.244.0.0/28")}
+	p.local, p.self.Key = []netip.Prefix{prefix("10.244.0.0/28")}, lease.Key{Subnet: prefix("10.244.0.0/28")}
 	leases := manyLeases(1000)
 	b.ReportAllocs()
 	for b.Loop() {
 		peers, _, notes := o.choose(leases, p)
-		if err := errors.Join(o.table.Replace(p.local, peers), o.say(notes)); err != nil {
+		if err := errors.Join(o.table.Replace(p.local, peers), o.chooser.Say(notes)); err != nil {
 			b.Fatal(err)
 		}
 	}

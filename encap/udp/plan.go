@@ -6,6 +6,7 @@ import (
 
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/internal/peerset"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
 )
@@ -16,7 +17,7 @@ type plan struct {
 	have4  bool           // peers reach this host over IPv4
 	have6  bool           // over IPv6
 	mtu    int            // of the device
-	self   []netip.Addr   // addresses that lead to this host
+	self   peerset.Self   // what is this host's own
 	local  []netip.Prefix // this host's subnets
 	routes []netip.Prefix // the networks that they are part of
 }
@@ -47,9 +48,10 @@ func newPlan(network lease.Network, port uint16, host backend.Host, own lease.Le
 	if len(p.local) == 0 {
 		return p, fmt.Errorf("udp: start: the lease %v has no subnet of the network", own.Key)
 	}
+	p.self.Key = own.Key
 	for _, a := range []netip.Addr{own.Attrs.PublicIP, own.Attrs.PublicIPv6, host.Addr4, host.Addr6, host.Public4, host.Public6} {
 		if a.IsValid() {
-			p.self = append(p.self, a.Unmap())
+			p.self.Addrs = append(p.self.Addrs, a.Unmap())
 		}
 	}
 	// The lease says where the peers send to; the interface, where to listen.

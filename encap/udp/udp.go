@@ -23,6 +23,8 @@ import (
 
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/internal/netns"
+	"github.com/flannelkit/flannelkit/internal/peerset"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
 )
@@ -88,6 +90,7 @@ func New(opts Options) backend.New {
 		if o.log == nil {
 			o.log = slog.New(slog.DiscardHandler)
 		}
+		o.chooser = peerset.Chooser{Backend: "udp", Types: []string{"", "udp"}, Network: p.Network, Log: o.log}
 		if o.opts.Encap.Log == nil {
 			o.opts.Encap.Log = o.log
 		}
@@ -111,13 +114,13 @@ type overlay struct {
 	closed  bool
 	key     lease.Key // this host's subnets
 	plan    plan      // in force since the last Start that succeeded
-	ns      namespace
+	ns      netns.NS
 	devices devices
 	dev     *tun.Device // nil while there is none
 	group   *group      // nil while there is no device
 	leases  []lease.Lease
-	notes   map[string]bool // what has been said of the peers
-	rounds  int             // rounds that had to put something right
+	chooser peerset.Chooser
+	rounds  int // rounds that had to put something right
 	stop    context.CancelFunc
 	keeper  sync.WaitGroup
 }
@@ -157,19 +160,19 @@ func (o *overlay) Start(ctx context.Context, host backend.Host, own lease.Lease)
 
 // startFirst makes everything, or nothing.
 func (o *overlay) startFirst(p plan, own lease.Lease) (err error) {
-	if o.ns, err = currentNamespace(); err != nil {
+	if o.ns, err = netns.Current(); err != nil {
 		return err
 	}
 	o.devices = &wrapped{make: o.opts.Open, own: own, log: o.log}
 	if o.opts.Open == nil {
 		if o.devices, err = newKernelDevices(o.opts, o.log); err != nil {
-			return errors.Join(err, o.ns.close())
+			return errors.Join(err, o.ns.Close())
 		}
 	}
 	defer func() {
 		if err != nil {
 			o.stopGroup()
-			err = errors.Join(err, o.dropDevice(asFound), o.devices.close(), o.ns.close())
+			err = errors.Join(err, o.dropDevice(asFound), o.devices.close(), o.ns.Close())
 			o.devices, o.plan = nil, plan{}
 			o.status.set(fmt.Errorf("udp: not started: %w", err))
 		}
@@ -230,7 +233,7 @@ func (o *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 	if err := o.table.Replace(o.plan.local, usable); err != nil {
 		errs = append(errs, fmt.Errorf("udp: sync: %w", err))
 	}
-	errs = append(errs, o.say(notes))
+	errs = append(errs, o.chooser.Say(notes))
 	if mixed {
 		// From now on, until the next Start: peers come and go.
 		o.plan.listen = o.plan.everywhere()
@@ -263,7 +266,7 @@ func (o *overlay) Close(keep bool) error {
 		how = leave
 	}
 	o.stopGroup()
-	if err := errors.Join(o.dropDevice(how), o.devices.close(), o.ns.close()); err != nil {
+	if err := errors.Join(o.dropDevice(how), o.devices.close(), o.ns.Close()); err != nil {
 		return fmt.Errorf("udp: close: %w", err)
 	}
 	return nil
