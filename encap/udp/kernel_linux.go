@@ -8,9 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 
+	"github.com/flannelkit/flannelkit/internal/netstate"
+	"github.com/flannelkit/flannelkit/internal/netwatch"
 	"github.com/flannelkit/flannelkit/tun"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -30,8 +31,7 @@ type kernelDevices struct {
 	strays  bool           // it may have addresses and routes that are not of this plan
 	guarded []netip.Prefix // networks with a guard route
 
-	events  *os.File // netlink's multicast groups
-	watcher sync.WaitGroup
+	events *netwatch.Watcher
 }
 
 func newKernelDevices(opts Options, log *slog.Logger) (devices, error) {
@@ -146,7 +146,6 @@ func (k *kernelDevices) close() error {
 	err := k.unguard()
 	if k.events != nil {
 		err = errors.Join(err, k.events.Close())
-		k.watcher.Wait()
 	}
 	k.nl.Close()
 	return err
@@ -168,17 +167,5 @@ func setPersist(dev *tun.Device, on bool) error {
 	return nil
 }
 
-// notForwarding reads the switches. flannel leaves them to Docker.
-func (k *kernelDevices) notForwarding(p plan) (keys []string) {
-	for _, s := range p.local {
-		path := "net/ipv4/ip_forward"
-		if s.Addr().Is6() {
-			path = "net/ipv6/conf/all/forwarding"
-		}
-		v, err := os.ReadFile(filepath.Join("/proc/sys", path))
-		if err == nil && strings.TrimSpace(string(v)) == "0" {
-			keys = append(keys, strings.ReplaceAll(path, "/", "."))
-		}
-	}
-	return keys
-}
+// notForwarding implements devices.
+func (k *kernelDevices) notForwarding(p plan) []string { return netstate.NotForwarding(p.self.Key) }

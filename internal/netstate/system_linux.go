@@ -1,0 +1,162 @@
+package netstate
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/flannelkit/flannelkit/internal/netwatch"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// system is the kernel's side: a netlink socket to ask and change, and one that
+// listens.
+type system struct {
+	nl     *netlink.Handle
+	events *netwatch.Watcher
+}
+
+// watched is what the listener compares events with. The Keeper's mutex guards it.
+type watched struct {
+	links map[string]bool
+	index map[int]bool
+	area  Area
+}
+
+// openSystem opens the sockets in the namespace of the calling thread.
+func openSystem(k *Keeper) (*system, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	s := &system{nl: nl}
+	s.events, err = netwatch.Open(netwatch.Links|netwatch.Addrs|netwatch.Routes|netwatch.Neighs,
+		func(e netwatch.Event) {
+			if k.concerns(e) {
+				k.loop.Wake()
+			}
+		},
+		func(err error) {
+			k.cfg.Log.Error("changes of devices and routes are not noticed any more, but every half minute", "err", err)
+		})
+	if err != nil {
+		nl.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *system) close() error {
+	err := s.events.Close()
+	s.nl.Close()
+	return err
+}
+
+// concerns reports whether an event is about something of ours.
+func (k *Keeper) concerns(e netwatch.Event) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	w := k.watchd
+	return e.Lost || w.links[e.Name] || w.index[e.Link] || e.Dst.IsValid() && e.Dst.Bits() > 0 && w.area.touches(e.Dst)
+}
+
+// watch says what events are about something of ours from now on.
+func (k *Keeper) watch(s State, index map[string]int) {
+	w := watched{links: map[string]bool{}, index: map[int]bool{}, area: s.Area}
+	for _, l := range s.Links {
+		w.links[l.Name] = true
+	}
+	for _, name := range s.Watch {
+		w.links[name] = true
+	}
+	for name := range w.links {
+		if i, ok := index[name]; ok {
+			w.index[i] = true
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.watchd = w
+}
+
+// Hop implements Kernel.
+func (s *system) Hop(to netip.Addr) (Hop, error) {
+	routes, err := s.nl.RouteGet(to.AsSlice())
+	if err != nil {
+		return Hop{}, fmt.Errorf("route to %v: %w", to, err)
+	}
+	if len(routes) == 0 {
+		return Hop{}, fmt.Errorf("route to %v: %w", to, unix.ENETUNREACH)
+	}
+	r := routes[0]
+	h := Hop{Local: r.Type == unix.RTN_LOCAL}
+	if gw, ok := netip.AddrFromSlice(r.Gw); ok {
+		h.Gw = gw.Unmap()
+	}
+	if v, ok := r.Via.(*netlink.Via); ok && v != nil { // an IPv4 route with an IPv6 router
+		if gw, ok := netip.AddrFromSlice(v.Addr); ok {
+			h.Gw = gw
+		}
+	}
+	if r.LinkIndex != 0 {
+		l, err := s.nl.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			return Hop{}, fmt.Errorf("route to %v: interface %d: %w", to, r.LinkIndex, err)
+		}
+		h.Link = l.Attrs().Name
+	}
+	return h, nil
+}
+
+// again repeats a dump that was interrupted by changes, which happens all the time
+// while containers start. An incomplete dump would make us put back what is there.
+func again[T any](dump func() ([]T, error)) (list []T, err error) {
+	for range 20 {
+		if list, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+	return list, err
+}
+
+// explain adds the remedy to errors of netlink that have one.
+func explain(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
+	}
+	return err
+}
+
+// ipNet is the form that netlink takes.
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// toPrefix is the zero Prefix where there is none.
+func toPrefix(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, _ := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	if bits == 32 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, ones)
+}
+
+// toAddr is the zero Addr where there is none.
+func toAddr(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// families are the netlink families that occur among addresses, IPv4 first.
+func families(has4, has6 bool) []int {
+	return slices.DeleteFunc([]int{netlink.FAMILY_V4, netlink.FAMILY_V6}, func(f int) bool {
+		return f == netlink.FAMILY_V4 && !has4 || f == netlink.FAMILY_V6 && !has6
+	})
+}
