@@ -37,7 +37,9 @@ type received struct {
 	sets   []int // how many peers
 }
 
-func (b *quietBackend) Prepare(context.Context, backend.Host) (lease.Attrs, error) { return lease.Attrs{}, nil }
+func (b *quietBackend) Prepare(context.Context, backend.Host) (lease.Attrs, error) {
+	return lease.Attrs{}, nil
+}
 
 func (b *quietBackend) Start(_ context.Context, host backend.Host, own lease.Lease) (int, error) {
 	b.mu.Lock()

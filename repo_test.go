@@ -39,6 +39,7 @@ func importRules() []importRule {
 		sdks   = []string{
 			"go.etcd.io/", "github.com/coreos/etcd", "google.golang.org/", "cloud.google.com/", "k8s.io/",
 			"github.com/aws/", "github.com/Azure/", "github.com/aliyun/", "github.com/tencentcloud/",
+			"golang.org/x/oauth2",
 		}
 		engine = []string{"ring", "tun", "encap", "internal/..."}
 	)
@@ -53,8 +54,12 @@ func importRules() []importRule {
 			why: "the contract between a Node and its backends: whoever writes either takes nothing else along"},
 		{dirs: []string{"encap"}, own: []string{"ring", "internal/offload", "tun"}, outside: system,
 			why: "whoever embeds the engine alone compiles no etcd, no cloud SDK and no lease store: the engine is told its peers"},
-		{dirs: []string{"encap/..."}, own: append([]string{"lease", "encap/backend"}, engine...), outside: all,
-			why: "a backend builds on the engine or netlink and on lease's types, never on a store or another backend"},
+		{dirs: []string{"encap/awsvpc"}, own: append([]string{"lease", "encap/backend"}, engine...), outside: append([]string{"github.com/aws/"}, system...), never: []string{"golang.org/x/oauth2"},
+			why: "the aws-vpc backend links Amazon's SDK, and nobody else's"},
+		{dirs: []string{"encap/gce"}, own: append([]string{"lease", "encap/backend"}, engine...), outside: append([]string{"cloud.google.com/go/compute/metadata"}, system...),
+			why: "the gce backend links Google's tokens and metadata, not its clients, and nobody else's SDK"},
+		{dirs: []string{"encap/..."}, own: append([]string{"lease", "encap/backend"}, engine...), outside: all, never: sdks,
+			why: "a backend builds on the engine or netlink and on lease's types, never on a store or another backend; who imports it links no SDK of a cloud"},
 		{dirs: []string{"lease/..."}, own: []string{"lease", "lease/leasetest", "internal/..."}, outside: all,
 			why: "a store knows leases only: the registry decides, and any store works with any backend"},
 		{dirs: []string{"internal/..."}, own: append([]string{"lease", "encap/backend"}, engine...), outside: all,
@@ -228,6 +233,10 @@ func TestImportRulesBite(t *testing.T) {
 		{"encap", module + "/tun", true}, {"encap", etcd, false}, {"encap", module + "/lease", false},
 		{"encap", module, false}, {"encap", "github.com/aws/aws-sdk-go-v2", false},
 		{"encap/udp", module + "/encap", true}, {"encap/udp", module + "/encap/vxlan", false},
+		{"encap/vxlan", module + "/internal/netstate", true}, {"encap/vxlan", "github.com/aws/aws-sdk-go-v2/aws", false},
+		{"encap/awsvpc", "github.com/aws/aws-sdk-go-v2/service/ec2", true}, {"encap/awsvpc", "golang.org/x/oauth2/google", false},
+		{"encap/gce", "golang.org/x/oauth2/google", true}, {"encap/gce", "github.com/aws/smithy-go", false}, {"encap/gce", "google.golang.org/api/compute/v1", false},
+		{".", module + "/encap/vxlan", true}, {".", "github.com/aws/smithy-go", false}, {".", "golang.org/x/oauth2", false},
 		{"lease/etcdv3", etcd, true}, {"lease/etcdv3", module + "/encap", false}, {"internal/netlab", module, false},
 		{"examples/twohosts", module, true}, {"examples/flanneld", module + "/lease/etcdv3", true},
 		{".", module + "/encap/udp", true}, {".", module + "/lease", true}, {".", etcd, false}, {".", module + "/lease/etcdv3", false},

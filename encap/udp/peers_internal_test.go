@@ -249,7 +249,7 @@ func owners(peers []encap.Peer) map[netip.Prefix]netip.AddrPort {
 func TestSayOnce(t *testing.T) {
 	o, p := newOverlay(t, "4")
 	var log record
-	o.log = slog.New(&log)
+	o.chooser.Log = slog.New(&log)
 	foreign := peerLease(1, "vxlan", "10.244.3.0/24", "192.0.2.3")
 	bad := peerLease(1, "", "10.244.4.0/24", "192.0.2.1")
 	step := func(lines int, fails bool, leases ...lease.Lease) {
