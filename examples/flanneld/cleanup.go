@@ -26,7 +26,7 @@ func cleanHost(o *options, log *slog.Logger, rest func(was subnetenv.File) error
 		log.Warn("the subnet file can't be read; devices are known by their name alone", "err", err)
 	}
 	removed := func(what, name string) { log.Info("removed", "what", what, "name", name) }
-	if err := cleanKernel(was.Key(), removed); err != nil {
+	if err := cleanKernel(was, removed); err != nil {
 		return err
 	}
 	if err := rest(was); err != nil {

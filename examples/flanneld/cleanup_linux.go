@@ -7,25 +7,82 @@ import (
 	"os"
 	"strings"
 
+	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/flannelkit/flannelkit/lease"
+	"github.com/flannelkit/flannelkit/lease/subnetenv"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// cleanKernel removes devices and routes, and calls removed for each.
-func cleanKernel(was lease.Key, removed func(what, name string)) error {
+// cleanKernel removes devices and routes, and calls removed for each. was is what the
+// subnet file says, the zero File if there is none.
+func cleanKernel(was subnetenv.File, removed func(what, name string)) error {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer nl.Close()
-	if err = removeDevices(nl, was, removed); err == nil { // else a daemon runs, and wants its routes
-		err = removeHoles(nl, removed)
+	if err = removeDevices(nl, was.Key(), removed); err == nil { // else a daemon runs, and wants its routes
+		err = errors.Join(removeTunnels(nl, was, removed), removeHoles(nl, removed))
 	}
-	if errors.Is(err, os.ErrPermission) {
+	if errors.Is(err, os.ErrPermission) && !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		err = fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	}
 	return err
+}
+
+// removeTunnels removes the devices and routes of the backends whose packets the
+// kernel carries. It can't see whether a daemon still wants them: one that runs makes
+// them again. The devices are known by name and type, and by an address in the network
+// where the subnet file tells that; another daemon's are in another network.
+func removeTunnels(nl *netlink.Handle, was subnetenv.File, removed func(what, name string)) error {
+	area := netstate.Area{Own: was.Key().Prefixes()}
+	for _, r := range []netstate.Range{{Prefix: was.Network, SubnetLen: was.Subnet.Bits()}, {Prefix: was.Network6, SubnetLen: was.Subnet6.Bits()}} {
+		if r.Prefix.IsValid() && r.SubnetLen > 0 {
+			area.Networks = append(area.Networks, r)
+		}
+	}
+	return netstate.Clean(area, func(l netlink.Link) bool {
+		return isTunnel(l) && (len(area.Networks) == 0 || addressIn(nl, l, area.Networks))
+	}, removed)
+}
+
+// isTunnel reports whether a backend, flannel's or ours, may have made the device.
+func isTunnel(l netlink.Link) bool {
+	switch name := l.Attrs().Name; l.Type() {
+	case "vxlan":
+		number, ok := strings.CutPrefix(name, "flannel.")
+		if !ok {
+			number, ok = strings.CutPrefix(name, "flannel-v6.")
+		}
+		return ok && number != "" && strings.Trim(number, "0123456789") == ""
+	case "ipip":
+		return name == "flannel.ipip"
+	case "wireguard":
+		return name == "flannel-wg" || name == "flannel-wg-v6"
+	}
+	return false
+}
+
+// addressIn reports whether a device has an address in one of the networks, or none
+// but link-local ones: it is half made then.
+func addressIn(nl *netlink.Handle, l netlink.Link, networks []netstate.Range) bool {
+	addrs, err := nl.AddrList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return false
+	}
+	global := false
+	for _, a := range addrs {
+		have, _ := netip.AddrFromSlice(a.IP)
+		have = have.Unmap()
+		global = global || !have.IsLinkLocalUnicast()
+		for _, r := range networks {
+			if r.Prefix.Contains(have) {
+				return true
+			}
+		}
+	}
+	return !global
 }
 
 // usualName reports whether a udp backend may have given that name.

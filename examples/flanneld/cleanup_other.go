@@ -2,7 +2,7 @@
 
 package main
 
-import "github.com/flannelkit/flannelkit/lease"
+import "github.com/flannelkit/flannelkit/lease/subnetenv"
 
 // cleanKernel removes devices and routes. Only on Linux does the daemon make any.
-func cleanKernel(lease.Key, func(what, name string)) error { return nil }
+func cleanKernel(subnetenv.File, func(what, name string)) error { return nil }
