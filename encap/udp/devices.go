@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
 )
@@ -20,6 +21,8 @@ type devices interface {
 	// settle gives the device its MTU, addresses and routes, sets it up, and
 	// returns what was missing of that. It does as much as it can.
 	settle(p plan) (done []string, err error)
+	// prune removes the routes of another backend, which go before ours.
+	prune(area netstate.Area) error
 	// drop closes the device. Its engines have ended.
 	drop(how fate) error
 	// watch calls changed, until close, after every change of what settle
@@ -84,6 +87,8 @@ func (w *wrapped) drop(fate) error {
 }
 
 func (w *wrapped) watch([]netip.Prefix, func()) error { return nil }
+
+func (w *wrapped) prune(netstate.Area) error { return nil }
 
 func (w *wrapped) notForwarding(plan) []string { return nil }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -161,6 +162,14 @@ func metric(r netip.Prefix) int {
 		return 1024 // IP6_RT_PRIO_USER of include/uapi/linux/ipv6_route.h
 	}
 	return 0
+}
+
+// prune removes what a predecessor with another backend has left: routes to single
+// peers' subnets, which as the longer prefixes would take their packets.
+func (k *kernelDevices) prune(area netstate.Area) error {
+	return netstate.Clean(area, func(netlink.Link) bool { return false }, func(what, name string) {
+		k.log.Info("removed what another backend has left", "what", what, "name", name)
+	})
 }
 
 func (k *kernelDevices) addRoute(r netip.Prefix) error {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/flannelkit/flannelkit/lease"
@@ -272,4 +273,39 @@ func TestTwoNetworks(t *testing.T) {
 		t.Errorf("two networks on one port: %v", err)
 	}
 	l.a.wantTuns("flannel0", "flannel1")
+}
+
+// A host that had another backend before: its routes to single subnets, as the longer
+// prefixes, would take the packets. What is not of that form is somebody else's.
+func TestOtherBackendsRoutes(t *testing.T) {
+	l := newLab(t, labConfig{})
+	link, err := l.a.Netlink().LinkByName(l.a.Underlay)
+	check(t, err)
+	add := func(dst string, metric int) {
+		t.Helper()
+		check(t, l.a.Netlink().RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix(dst)),
+			Gw: l.b.Addr4.Addr().AsSlice(), Priority: metric}))
+	}
+	add(l.b.Subnet4.String(), 0)
+	add("10.244.9.0/24", 0)
+	add("10.244.10.0/24", 50)
+	add("10.244.128.0/17", 0)
+	add("10.9.2.0/24", 0)
+	l.startBoth(Options{})
+	l.talk()
+	routes, err := again(func() ([]netlink.Route, error) { return l.a.Netlink().RouteList(link, netlink.FAMILY_V4) })
+	check(t, err)
+	var left []string
+	for _, r := range routes {
+		if r.Gw != nil {
+			left = append(left, r.Dst.String())
+		}
+	}
+	slices.Sort(left)
+	if want := []string{"10.244.10.0/24", "10.244.128.0/17", "10.9.2.0/24"}; !slices.Equal(left, want) {
+		t.Errorf("routes left: %v, want %v", left, want)
+	}
+	if n := l.a.log.Count("what another backend has left"); n != 2 {
+		t.Errorf("%d lines in the log, want 2", n)
+	}
 }

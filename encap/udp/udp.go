@@ -24,6 +24,7 @@ import (
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/internal/netns"
+	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/flannelkit/flannelkit/internal/peerset"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
@@ -238,11 +239,22 @@ func (o *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 		// From now on, until the next Start: peers come and go.
 		o.plan.listen = o.plan.everywhere()
 	}
-	if err := o.round(); err != nil {
+	if err := errors.Join(o.round(), o.prune()); err != nil {
 		o.wake() // the keeper tries again
 		errs = append(errs, fmt.Errorf("udp: sync: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// prune removes routes of other backends.
+func (o *overlay) prune() error {
+	area := netstate.Area{Own: o.plan.local}
+	for _, r := range []lease.Range{o.network.IPv4, o.network.IPv6} {
+		if r.Enabled() {
+			area.Networks = append(area.Networks, netstate.Range{Prefix: r.Prefix.Masked(), SubnetLen: r.SubnetLen})
+		}
+	}
+	return o.ns.Do(func() error { return o.devices.prune(area) })
 }
 
 // Close implements backend.Backend.

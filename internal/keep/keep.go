@@ -22,8 +22,8 @@ const (
 // A Config says what to keep, and how often.
 type Config struct {
 	// Round does one round, and says in a few words each what it had to put
-	// right, none where everything was as it should be. It must end soon after
-	// ctx. Rounds never overlap.
+	// right of what had been in place before; what is new is not among it. It
+	// must end soon after ctx. Rounds never overlap.
 	Round func(ctx context.Context) (done []string, err error)
 	// Every is how long after a round the next one comes by itself; 0 means
 	// that one only comes when it is woken or has failed.
@@ -88,8 +88,9 @@ func (l *Loop) Now(ctx context.Context, change func()) error {
 	if change != nil {
 		change()
 	}
-	_, err := l.cfg.Round(ctx)
+	done, err := l.cfg.Round(ctx)
 	l.set(err)
+	l.tell(done)
 	if err != nil {
 		l.Wake()
 	}
@@ -116,6 +117,13 @@ func (l *Loop) set(err error) {
 	l.err = err
 }
 
+// tell logs what a round has put right.
+func (l *Loop) tell(done []string) {
+	if len(done) > 0 {
+		l.cfg.Log.Warn("something was changed or removed, and is put right", "what", some(done))
+	}
+}
+
 // run is the goroutine.
 func (l *Loop) run(ctx context.Context) {
 	pace := pacing{min: l.cfg.MinPause, max: l.cfg.MaxPause}
@@ -135,9 +143,7 @@ func (l *Loop) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if len(done) > 0 {
-			l.cfg.Log.Warn("something was changed or removed, and is put right", "what", some(done))
-		}
+		l.tell(done)
 		switch {
 		case err == nil:
 			if said != "" {
