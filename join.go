@@ -12,7 +12,10 @@ import (
 
 	"github.com/flannelkit/flannelkit/encap/alloc"
 	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/encap/hostgw"
 	"github.com/flannelkit/flannelkit/encap/udp"
+	"github.com/flannelkit/flannelkit/encap/vxlan"
+	"github.com/flannelkit/flannelkit/encap/wireguard"
 	"github.com/flannelkit/flannelkit/internal/extif"
 	"github.com/flannelkit/flannelkit/lease"
 )
@@ -37,10 +40,11 @@ type Config struct {
 	// RenewMargin is how long before its end the lease is renewed; 0 means one
 	// hour.
 	RenewMargin time.Duration
-	// KeepDevice leaves at Close what a successor can take over: packets for
-	// the network then wait for it, or are dropped, but take no other way. It
-	// only helps with backends that were made for it, such as
-	// udp.New(udp.Options{Persist: true}); with nil Backends it sets that.
+	// KeepDevice leaves at Close what a successor can take over. With backends
+	// whose packets the kernel carries, such as vxlan and host-gw, or that make
+	// routes in a cloud, packets then go on to flow while this program is not
+	// there; with udp they are dropped, but take no other way, if it was made by
+	// udp.New(udp.Options{Persist: true}); with nil Backends it is.
 	KeepDevice bool
 	// OnChange is called after the backend was brought in line, so after every
 	// change of lease, peers, host and MTU, and at least twice a minute. It is
@@ -56,12 +60,17 @@ type Config struct {
 // public addresses, at which they reach this host.
 type Interface = extif.Config
 
-// DefaultBackends returns the backends that need no SDK of anybody: udp and alloc. The
-// map is the caller's, to add to.
+// DefaultBackends returns the backends that need no SDK of anybody and run no commands
+// of anybody: udp, vxlan, host-gw, wireguard and alloc. The map is the caller's, to add to:
+// what else there is has packages of its own, encap/extension, encap/awsvpc and
+// encap/gce.
 func DefaultBackends() map[string]backend.New {
 	return map[string]backend.New{
-		"udp":   udp.New(udp.Options{}),
-		"alloc": alloc.New(),
+		"udp":       udp.New(udp.Options{}),
+		"vxlan":     vxlan.New(vxlan.Options{}),
+		"host-gw":   hostgw.New(),
+		"wireguard": wireguard.New(wireguard.Options{}),
+		"alloc":     alloc.New(),
 	}
 }
 

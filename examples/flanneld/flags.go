@@ -1,6 +1,10 @@
 package main
 
-import "flag"
+import (
+	"flag"
+
+	"github.com/flannelkit/flannelkit/encap/wireguard"
+)
 
 // A flagDef is one flag. Its environment variable is FLANNELD_ and the name in
 // upper case, with _ for -.
@@ -19,13 +23,14 @@ const ours = "flannelkit"
 
 // The groups in the order in which the help lists them.
 const (
-	groupEtcd  = "etcd"
-	groupIface = "Interface and addresses"
-	groupNode  = "Subnet"
-	groupRules = "Packet filter and routes"
-	groupWatch = "Health and metrics"
-	groupLog   = "Logging"
-	groupOther = "Other"
+	groupEtcd    = "etcd"
+	groupIface   = "Interface and addresses"
+	groupNode    = "Subnet"
+	groupBackend = "Backends"
+	groupRules   = "Packet filter and routes"
+	groupWatch   = "Health and metrics"
+	groupLog     = "Logging"
+	groupOther   = "Other"
 )
 
 func str(p func(*options) *string) func(*options) flag.Value {
@@ -49,6 +54,7 @@ func defaults() *options {
 	return &options{
 		endpointList: defaultEndpoints, prefix: defaultPrefix, etcdVersion: "auto",
 		subnetFile: defaultSubnetFile, renewMargin: 60,
+		txChecksum: "auto", wireguardKey: wireguard.DefaultKeyFile, extension: true,
 		forwardRules: true, resync: 5,
 		healthzIP: "0.0.0.0", logFormat: "text",
 		klog: klogOptions{toStderr: true},
@@ -58,7 +64,7 @@ func defaults() *options {
 // flagTable is every flag that the daemon knows what to do with.
 func flagTable() []flagDef {
 	var all []flagDef
-	for _, part := range [][]flagDef{etcdFlags(), hostFlags(), ruleFlags(), watchFlags()} {
+	for _, part := range [][]flagDef{etcdFlags(), hostFlags(), backendFlags(), ruleFlags(), watchFlags()} {
 		all = append(all, part...)
 	}
 	return all
@@ -119,12 +125,26 @@ func hostFlags() []flagDef {
 		{name: "subnet-lease-renew-margin", arg: "MINUTES", since: "0.7", group: groupNode,
 			help:  "renew the lease of 24 hours when this much of it is left, 1 to 1439",
 			value: number(1, 1439, " minutes", func(o *options) *int { return &o.renewMargin })},
-		{name: "keep-device", since: ours, group: groupNode,
+	}
+}
+
+func backendFlags() []flagDef {
+	return []flagDef{
+		{name: "keep-device", since: ours, group: groupBackend,
 			help:  "leave the udp backend's device behind at the end, so that until the next start packets to the overlay wait or are lost rather than leave by the default route; remove it before going back to flannel",
 			value: boolean(func(o *options) *bool { return &o.keepDevice })},
-		{name: "accept-any-source", since: ours, group: groupNode,
+		{name: "accept-any-source", since: ours, group: groupBackend,
 			help:  "let the udp backend take packets from any address and with any inner source, as flannel does; for hosts that send into the overlay from an address outside of it, or run flannel before 0.5.6 with several addresses",
 			value: boolean(func(o *options) *bool { return &o.anySource })},
+		{name: "vxlan-tx-checksum", arg: "auto|on|off", since: ours, group: groupBackend,
+			help:  "let network cards sum the packets inside VXLAN; auto does not on kernels before 5.7, which lose such packets behind NAT",
+			value: str(func(o *options) *string { return &o.txChecksum })},
+		{name: "wireguard-key-file", arg: "FILE", since: ours, group: groupBackend,
+			help:  "the wireguard backend's private key, made if it is not there; flannel's WIREGUARD_KEY_FILE in the environment is heeded, too",
+			value: str(func(o *options) *string { return &o.wireguardKey })},
+		{name: "allow-extension", since: ours, group: groupBackend,
+			help:  "run the commands that the network's configuration has for the extension backend, as this daemon's user; whoever can write to etcd can change them",
+			value: boolean(func(o *options) *bool { return &o.extension })},
 	}
 }
 

@@ -8,9 +8,7 @@ import (
 	"time"
 
 	"github.com/flannelkit/flannelkit"
-	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/encap/backend"
-	"github.com/flannelkit/flannelkit/encap/udp"
 	"github.com/flannelkit/flannelkit/lease"
 )
 
@@ -70,17 +68,15 @@ func (p *pulse) check(s nodeStats, now time.Time) error {
 
 // join makes this host a member of the network in the store.
 func (d *daemon) join(ctx context.Context, store lease.Store) (node, error) {
-	backends := flannelkit.DefaultBackends()
-	backends["udp"] = udp.New(udp.Options{Persist: d.o.keepDevice, Encap: encap.Config{NoFilter: d.o.anySource}})
 	n, err := flannelkit.Join(ctx, store, flannelkit.Config{
-		Backends: backends,
+		Backends: d.o.backends(),
 		Interface: flannelkit.Interface{
 			Names: d.o.ifaces, Regexps: d.o.ifaceRegexps, CanReach: d.o.canReach,
 			PublicIP: d.o.publicIP, PublicIPv6: d.o.publicIPv6,
 		},
 		Previous:    d.file.previous(),
 		RenewMargin: d.o.margin(),
-		KeepDevice:  d.o.keepDevice,
+		KeepDevice:  d.o.keepsState(),
 		OnChange:    d.poke,
 		Log:         d.log,
 	})

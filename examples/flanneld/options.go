@@ -40,8 +40,12 @@ type options struct {
 
 	subnetFile  string
 	renewMargin int // minutes
-	keepDevice  bool
-	anySource   bool
+
+	keepDevice   bool
+	anySource    bool
+	txChecksum   string // a key of checksums
+	wireguardKey string
+	extension    bool
 
 	ipMasq         bool
 	notFullyRandom bool
@@ -131,6 +135,9 @@ func (o *options) checkEtcd() error {
 	}
 	if !slices.Contains([]string{"auto", "2", "3"}, o.etcdVersion) {
 		return fmt.Errorf("%s: %q is not auto, 2 or 3", o.given("etcd-version"), o.etcdVersion)
+	}
+	if _, ok := checksums[o.txChecksum]; !ok {
+		return fmt.Errorf("%s: %q is not auto, on or off", o.given("vxlan-tx-checksum"), o.txChecksum)
 	}
 	if o.tls() && !o.secure() {
 		o.warnings = append(o.warnings, "the etcd certificate files are not used: no endpoint begins with https://")

@@ -2,12 +2,16 @@ package main
 
 import (
 	"flag"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/lease"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -34,6 +38,7 @@ func samples() map[string][2]string {
 		"iface": same("eth1"), "iface-regex": same(`10\.0\..*`), "iface-can-reach": same("192.0.2.9"),
 		"public-ip": same("198.51.100.1"), "public-ipv6": same("2001:db8::1"),
 		"subnet-file": same("/tmp/subnet.env"), "subnet-lease-renew-margin": same("1439"), "keep-device": same("true"), "accept-any-source": same("true"),
+		"vxlan-tx-checksum": same("off"), "wireguard-key-file": same("/etc/wg.key"), "allow-extension": same("false"),
 		"ip-masq": same("true"), "ip-masq-fully-random-disable": same("true"), "iptables-forward-rules": same("false"),
 		"iptables-resync": same("60"), "ip-blackhole-route": same("true"), "cleanup-on-exit": same("true"),
 		"healthz-ip": same("::1"), "healthz-port": same("8080"), "v": same("4"), "log-format": same("json"),
@@ -269,6 +274,45 @@ func TestWarnings(t *testing.T) {
 	}
 	if o = parse(t, nil); o.warnings != nil {
 		t.Errorf("warnings without any flag: %q", o.warnings)
+	}
+}
+
+// TestWireguardKeyFile: flannel's own variable comes after the flag in either form.
+func TestWireguardKeyFile(t *testing.T) {
+	const theirs = "WIREGUARD_KEY_FILE=/theirs"
+	for _, c := range []struct {
+		env, args []string
+		want      string
+	}{
+		{nil, nil, "/run/flannel/wgkey"},
+		{[]string{"WIREGUARD_KEY_FILE="}, nil, "/run/flannel/wgkey"},
+		{[]string{theirs}, nil, "/theirs"},
+		{[]string{theirs, "FLANNELD_WIREGUARD_KEY_FILE=/ours"}, nil, "/ours"},
+		{[]string{theirs}, []string{"-wireguard-key-file=/given"}, "/given"},
+	} {
+		o, err := parseOptions(c.args, c.env)
+		if err != nil || o.wireguardKey != c.want {
+			t.Errorf("%v %v: %v, want %s", c.env, c.args, err, c.want)
+		}
+	}
+}
+
+// TestBackends: every backend has flannel's name, and -allow-extension=false refuses.
+func TestBackends(t *testing.T) {
+	all := parse(t, nil).backends()
+	names := slices.Sorted(maps.Keys(all))
+	if want := []string{"alloc", "aws-vpc", "extension", "gce", "host-gw", "udp", "vxlan", "wireguard"}; !slices.Equal(names, want) {
+		t.Errorf("backends %v, want %v", names, want)
+	}
+	n, err := lease.ParseNetwork([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"extension","SubnetAddCommand":"true"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, on := range []bool{true, false} {
+		_, err := parse(t, nil, fmt.Sprintf("-allow-extension=%v", on)).backends()["extension"](backend.Params{Network: n, Log: discardLog()})
+		if (err == nil) != on || !on && !strings.Contains(err.Error(), "-allow-extension") {
+			t.Errorf("-allow-extension=%v: %v", on, err)
+		}
 	}
 }
 

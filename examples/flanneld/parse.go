@@ -37,6 +37,11 @@ func parseOptions(args, env []string) (*options, error) {
 	if err := o.readEnv(fs, env); err != nil {
 		return nil, err
 	}
+	for _, v := range env { // flannel's variable, which is no flag of its
+		if file, ok := strings.CutPrefix(v, "WIREGUARD_KEY_FILE="); ok && file != "" && !o.set("wireguard-key-file") {
+			o.wireguardKey = file
+		}
+	}
 	return o, o.check()
 }
 

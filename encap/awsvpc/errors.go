@@ -1,0 +1,148 @@
+package awsvpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/smithy-go"
+)
+
+// What a caller may want to tell apart, by errors.Is. The text of an error has the
+// details and the remedy.
+var (
+	// ErrNotEC2: no instance metadata service answers. This is no EC2 instance,
+	// or a container that can't reach it.
+	ErrNotEC2 = errors.New("no EC2 instance metadata")
+	// ErrCredentials: there are no credentials, or EC2 does not accept them.
+	ErrCredentials = errors.New("no valid AWS credentials")
+	// ErrPermission: the credentials are valid, but lack a permission.
+	ErrPermission = errors.New("an IAM permission is missing")
+	// ErrInterface: the instance has no network interface with the host's address.
+	ErrInterface = errors.New("no such network interface")
+	// ErrRouteTable: a route table does not exist, or is not the VPC's.
+	ErrRouteTable = errors.New("no such route table")
+	// ErrRouteLimit: a route table is full.
+	ErrRouteLimit = errors.New("the route table is full")
+	// ErrOverlap: the flannel network lies in the VPC's own range.
+	ErrOverlap = errors.New("the VPC itself has this range")
+	// ErrThrottled: EC2 refuses requests for a while, since the account makes too many.
+	ErrThrottled = errors.New("EC2 throttles requests")
+	// ErrUnavailable: EC2 can't be reached, or fails by itself.
+	ErrUnavailable = errors.New("the EC2 API is unavailable")
+)
+
+// A callError is a request to EC2 that failed. Its text is the same each time for the
+// same reason, unlike the SDK's, which has the request's ID in it, and of an
+// authorization failure a thousand characters in code.
+type callError struct {
+	text  string
+	kind  error // one of ours; nil for what has no name
+	cause error // the SDK's
+}
+
+func (e *callError) Error() string { return e.text }
+
+// Unwrap lets errors.Is find both.
+func (e *callError) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.cause}
+	}
+	return []error{e.kind, e.cause}
+}
+
+// unknownCode is the SDK's for an answer that has none.
+const unknownCode = "UnknownError"
+
+// codeOf returns EC2's error code, "" if err is not an answer of EC2's.
+func codeOf(err error) string {
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		return api.ErrorCode()
+	}
+	return ""
+}
+
+// explain makes an error of what the SDK returned for an action, such as CreateRoute,
+// on what.
+func explain(ctx context.Context, action, what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	where := "awsvpc: " + action
+	if what != "" {
+		where += " " + what
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", where, context.Cause(ctx))
+	}
+	kind, remedy := judge(action, err)
+	return &callError{text: fmt.Sprintf("%s: %s (%s)", where, reason(err), remedy), kind: kind, cause: err}
+}
+
+// judge names an error, and says what to do about it.
+func judge(action string, err error) (kind error, remedy string) {
+	code := codeOf(err)
+	if retry.IsErrorThrottles(retry.DefaultThrottles).IsErrorThrottle(err) == aws.TrueTernary {
+		return ErrThrottled, "the account makes too many requests to EC2 in this region: make fewer, or ask AWS for a higher API request rate; it is tried again"
+	}
+	switch family, _, _ := strings.Cut(code, "."); family {
+	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
+		return ErrPermission, "allow ec2:" + action + " in the IAM policy of the instance's role"
+	case "ExpiredToken", "ExpiredTokenException", "RequestExpired":
+		return ErrCredentials, "renew the credentials, and see that the host's clock is right"
+	case "AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "UnrecognizedClientException",
+		"MissingAuthenticationToken", "IncompleteSignature", "InvalidSignatureException":
+		return ErrCredentials, "give valid credentials for this region, by the instance's role or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and see that the host's clock is right"
+	case "OptInRequired", "Blocked", "PendingVerification":
+		return ErrCredentials, "the account may not use EC2 in this region: see its state in the AWS console"
+	case "RouteLimitExceeded":
+		return ErrRouteLimit, `have AWS raise the quota "Routes per route table" of Amazon VPC, up to 1000, or use another route table by RouteTableID, or the vxlan backend`
+	case "InvalidRouteTableID", "InvalidRouteTableId":
+		return ErrRouteTable, "give RouteTableID a route table of this VPC and region"
+	case "InvalidInstanceID", "InvalidNetworkInterfaceID", "InvalidNetworkInterfaceId":
+		return ErrInterface, "is the region right (AWS_REGION), and are the credentials of the instance's account?"
+	}
+	var answer *awshttp.ResponseError
+	if code != "" && !(errors.As(err, &answer) && answer.HTTPStatusCode() >= http.StatusInternalServerError) {
+		return nil, "EC2 refuses this request"
+	}
+	return ErrUnavailable, "it is tried again; else see AWS_ENDPOINT_URL_EC2, AWS_REGION, the proxy variables, and the way to EC2: internet, NAT or a VPC endpoint for ec2"
+}
+
+// reason says in words what went wrong, leaving out what differs from time to time.
+func reason(err error) string {
+	var (
+		api    smithy.APIError
+		answer *awshttp.ResponseError
+		send   *url.Error
+		op     *net.OpError
+		decode *smithy.DeserializationError
+	)
+	switch {
+	case errors.As(err, &api) && api.ErrorCode() == unknownCode && errors.As(err, &answer):
+		return fmt.Sprintf("HTTP status %d, without a reason", answer.HTTPStatusCode())
+	case errors.As(err, &api):
+		text, _, _ := strings.Cut(api.ErrorMessage(), " Encoded authorization failure message:")
+		if text == "" || text == api.ErrorCode() {
+			return api.ErrorCode()
+		}
+		return api.ErrorCode() + ": " + strings.TrimSuffix(text, ".")
+	case errors.As(err, &decode):
+		return "the answer can't be understood"
+	case errors.As(err, &op) && op.Addr != nil:
+		return fmt.Sprintf("%s %s: %v", op.Op, op.Addr, op.Err)
+	case errors.As(err, &send):
+		return send.Err.Error()
+	case errors.As(err, &answer):
+		return fmt.Sprintf("HTTP status %d", answer.HTTPStatusCode())
+	}
+	return err.Error()
+}

@@ -1,0 +1,254 @@
+package awsvpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/flannelkit/flannelkit/lease"
+)
+
+// A round makes the route tables what they shall be:
+//
+//  1. Find the interface with the host's address (it may be another one by now), and
+//     see that its source/destination check is off.
+//  2. Read the route tables: with a configured list that is one request for all.
+//  3. In each table, for each subnet: leave the route, replace it, or create it. What
+//     was read may be out of date, since EC2 is consistent only in the end and others
+//     write as well; so an answer that does not fit has the table read again.
+//  4. Remove blackholes that nobody can want any more.
+//
+// Where nothing is wrong that is two requests, and no write.
+
+// place is a route's.
+type place struct {
+	table string
+	dest  netip.Prefix
+}
+
+// findings are a round's.
+type findings struct {
+	done   []string       // what was put right
+	made   []place        // routes that were created, not replaced
+	gone   []place        // blackholes that were removed
+	strays []netip.Prefix // blackholes that were left, since a peer may have them
+	wrong  []error        // what is not as it must be
+	blind  error          // why the tables could not be read
+}
+
+func (f findings) err() error { return errors.Join(errors.Join(f.wrong...), f.blind) }
+
+// round is the loop's.
+func (v *vpc) round(ctx context.Context) ([]string, error) {
+	f := v.check(ctx, true)
+	return f.done, f.err()
+}
+
+// check does a round; sweep has it remove blackholes.
+func (v *vpc) check(ctx context.Context, sweep bool) findings {
+	ctx, cancel := context.WithTimeoutCause(ctx, v.tune.round, fmt.Errorf("not done within %v", v.tune.round))
+	defer cancel()
+	f := v.look(ctx, sweep)
+	if !errors.Is(ctx.Err(), context.Canceled) { // else it was only ended
+		v.state.saw(f, time.Now())
+	}
+	return f
+}
+
+func (v *vpc) look(ctx context.Context, sweep bool) (f findings) {
+	want := v.state.aim()
+	n, err := v.cloud.findNIC(ctx, want.host)
+	if errors.Is(err, ErrInterface) {
+		f.wrong = append(f.wrong, err)
+		return f
+	}
+	var tables []table
+	if err == nil {
+		tables, err = v.cloud.findTables(ctx, v.tables, n)
+	}
+	if err != nil {
+		f.blind = err
+		return f
+	}
+	v.state.setENI(n.id)
+	if n.check {
+		if err := v.cloud.checkOff(ctx, n); err != nil {
+			f.wrong = append(f.wrong, err)
+		} else {
+			f.done = append(f.done, "source/destination check of "+n.id+" switched off")
+		}
+	}
+	tables, err = v.usable(tables, n)
+	if err != nil {
+		f.wrong = append(f.wrong, err)
+	}
+	for _, t := range tables {
+		for _, dest := range want.own.Prefixes() {
+			if err := v.settle(ctx, &f, t, dest, n); err != nil {
+				f.wrong = append(f.wrong, err)
+			}
+		}
+		v.sweep(ctx, &f, t, want.own, sweep)
+	}
+	return f
+}
+
+// usable returns the tables that are there and the interface's VPC's; the error says
+// which of the wanted ones are not.
+func (v *vpc) usable(tables []table, n nic) (good []table, err error) {
+	var errs []error
+	if len(v.tables) == 0 && len(tables) == 0 {
+		errs = append(errs, fmt.Errorf("awsvpc: find the route table: %w: neither subnet %s nor VPC %s has one (name it as RouteTableID)", ErrRouteTable, n.subnet, n.vpc))
+	}
+	for _, id := range v.tables {
+		if !slices.ContainsFunc(tables, func(t table) bool { return t.id == id }) {
+			errs = append(errs, fmt.Errorf("awsvpc: route table %s: %w in %s (give RouteTableID one that is in the interface's VPC %s)", id, ErrRouteTable, v.cloud.region, n.vpc))
+		}
+	}
+	for _, t := range tables {
+		if t.vpc != "" && t.vpc != n.vpc {
+			errs = append(errs, fmt.Errorf("awsvpc: route table %s: %w in this VPC: it is in %s, and the interface %s in %s (give RouteTableID tables of that one)", t.id, ErrRouteTable, t.vpc, n.id, n.vpc))
+			continue
+		}
+		good = append(good, t)
+	}
+	return good, errors.Join(errs...)
+}
+
+// settle has the route to dest lead to the interface.
+func (v *vpc) settle(ctx context.Context, f *findings, t table, dest netip.Prefix, n nic) error {
+	if local := t.local(dest); local.IsValid() {
+		return fmt.Errorf("awsvpc: route %s in %s: %w: %s (move the flannel Network, or the SubnetMin and SubnetMax, out of the VPC's ranges)", dest, t.id, ErrOverlap, local)
+	}
+	const tries = 3
+	var err error
+	for i := range tries {
+		r, there := t.route(dest)
+		switch {
+		case there && r.eni == n.id && r.active:
+			v.touched[t.id] = true
+			return nil
+		case there:
+			err = v.cloud.replace(ctx, t.id, dest, n.id)
+		default:
+			err = v.create(ctx, f, t, dest, n)
+		}
+		switch {
+		case err == nil:
+			v.touched[t.id] = true
+			f.done = append(f.done, fmt.Sprintf("route %s in %s %s", dest, t.id, was(r, there)))
+			if !there {
+				f.made = append(f.made, place{t.id, dest})
+			}
+			return nil
+		case !outdated(err, there) || i == tries-1:
+			return err
+		}
+		// Somebody was here in between: look again. A route that exists, but can't
+		// be seen yet, can be replaced all the same.
+		again, lookErr := v.cloud.findTables(ctx, []string{t.id}, n)
+		if lookErr != nil {
+			return lookErr
+		}
+		exists := codeOf(err) == "RouteAlreadyExists"
+		if len(again) == 1 {
+			t = again[0]
+		}
+		if _, seen := t.route(dest); exists && !seen {
+			t.routes = append(t.routes, route{dest: dest, static: true})
+		}
+	}
+	return err
+}
+
+// outdated reports whether EC2 refuses to create, or replace, a route because the table
+// is not as it was when it was read.
+func outdated(err error, replace bool) bool {
+	switch codeOf(err) {
+	case "RouteAlreadyExists":
+		return !replace
+	case "InvalidRoute.NotFound", "InvalidParameterValue": // the latter is what ReplaceRoute says
+		return replace
+	}
+	return false
+}
+
+// was says for the log what there was instead of our route.
+func was(r route, there bool) string {
+	switch to := or(r.eni, or(r.instance, or(r.gateway, "elsewhere"))); {
+	case !there:
+		return "created"
+	case r.blackhole:
+		return "replaced: it was a blackhole, to " + to
+	default:
+		return "replaced: it led to " + to
+	}
+}
+
+// create makes the route. In a full table it gives up blackholes for it.
+func (v *vpc) create(ctx context.Context, f *findings, t table, dest netip.Prefix, n nic) error {
+	err := v.cloud.create(ctx, t.id, dest, n.id)
+	if !errors.Is(err, ErrRouteLimit) {
+		return err
+	}
+	old := slices.DeleteFunc(v.blackholes(t, lease.Key{}), func(r netip.Prefix) bool {
+		return r.Addr().Is4() != dest.Addr().Is4() || // each family has its own limit
+			v.state.peersKnown() && !v.state.abandoned(r)
+	})
+	rand.Shuffle(len(old), func(i, j int) { old[i], old[j] = old[j], old[i] }) // another host may do the same
+	for _, gone := range old {
+		if removeErr := v.cloud.remove(ctx, t.id, gone); removeErr != nil {
+			return errors.Join(err, removeErr)
+		}
+		f.gone = append(f.gone, place{t.id, gone})
+		f.done = append(f.done, fmt.Sprintf("route %s in %s, a blackhole, removed, since the table is full", gone, t.id))
+		if err = v.cloud.create(ctx, t.id, dest, n.id); !errors.Is(err, ErrRouteLimit) {
+			return err
+		}
+	}
+	return err
+}
+
+// blackholes returns the destinations of the routes that hosts of the flannel network
+// have left behind, but not to this host's own subnets.
+func (v *vpc) blackholes(t table, own lease.Key) (all []netip.Prefix) {
+	for _, r := range t.routes {
+		if r.blackhole && r.static && (r.eni != "" || r.instance != "") &&
+			(handsOut(v.network.IPv4, r.dest) || handsOut(v.network.IPv6, r.dest)) && !overlapsAny(r.dest, own.Prefixes()) {
+			all = append(all, r.dest)
+		}
+	}
+	return all
+}
+
+// handsOut reports whether p is one of the subnets that are leased from a range.
+func handsOut(r lease.Range, p netip.Prefix) bool {
+	return r.Enabled() && p.Bits() == r.SubnetLen && r.Prefix.Contains(p.Addr()) && !p.Addr().Less(r.Min) && !r.Max.Less(p.Addr())
+}
+
+// sweep removes blackholes that belong to no peer. What fails there does not concern
+// this host's packets, and is no reason to try again before the next round.
+func (v *vpc) sweep(ctx context.Context, f *findings, t table, own lease.Key, remove bool) {
+	for _, dest := range v.blackholes(t, own) {
+		if slices.Contains(f.gone, place{t.id, dest}) {
+			continue
+		}
+		if !remove || !v.state.abandoned(dest) {
+			f.strays = append(f.strays, dest)
+			continue
+		}
+		if err := v.cloud.remove(ctx, t.id, dest); err != nil {
+			if text := err.Error(); text != v.said && ctx.Err() == nil {
+				v.log.Warn("can't remove blackhole routes, which count against the quota", "err", err)
+				v.said = text
+			}
+			return // the others would fail for the same reason
+		}
+		f.gone = append(f.gone, place{t.id, dest})
+		f.done = append(f.done, fmt.Sprintf("route %s in %s, a blackhole, removed", dest, t.id))
+	}
+}

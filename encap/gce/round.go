@@ -1,0 +1,318 @@
+package gce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Codes of a route's warnings (Route.warnings[].code). NEXT_HOP_NOT_RUNNING is not
+// among them: this instance runs, or soon does, and the route is good again then.
+const (
+	codeGone      = "NEXT_HOP_INSTANCE_NOT_FOUND"
+	codeForward   = "NEXT_HOP_CANNOT_IP_FORWARD"
+	codeElsewhere = "NEXT_HOP_INSTANCE_NOT_ON_NETWORK"
+	codeNoIPv6    = "NEXT_HOP_INSTANCE_HAS_NO_IPV6_INTERFACE"
+)
+
+// errContested: somebody else makes a route of the same name, each time.
+var errContested = errors.New("somebody else changes it at the same time")
+
+// round looks at the routes and puts right what is wrong:
+//
+//  1. The own route of each family is fetched. Right: nothing. Missing: inserted.
+//     Wrong: replaced.
+//  2. The routes that are named as flannel's are listed. A second route that an
+//     interrupted replacement has left is deleted, and so are routes of instances that
+//     do not exist any more.
+func (b *overlay) round(ctx context.Context) (done []string, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, b.pace.round, ErrUnavailable)
+	defer cancel()
+	b.mu.Lock()
+	at, own := b.at, b.own
+	b.mu.Unlock()
+	if len(own) == 0 {
+		return nil, nil // not started
+	}
+	b.project.name = at.project
+	b.project.settleLeft(ctx)
+	var errs []error
+	for _, p := range own {
+		did, err := b.settle(ctx, at, p)
+		if did != "" && b.placed[p] == at {
+			done = append(done, did) // else it is new
+		}
+		if err == nil {
+			b.placed[p] = at
+		}
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err == nil {
+		err = b.sweep(ctx, at, own)
+		errs = append(errs, err)
+	}
+	err = errors.Join(errs...)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrUnavailable) {
+		err = fmt.Errorf("%w: a round took more than %s: %w", ErrUnavailable, b.pace.round, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !errors.Is(err, context.Canceled) {
+		b.status = nil
+		if err != nil {
+			b.status = fmt.Errorf("gce: %w", err)
+		}
+	}
+	return done, err
+}
+
+// settle makes the route of one own subnet right, and says what it had to do.
+func (b *overlay) settle(ctx context.Context, at place, p netip.Prefix) (done string, err error) {
+	want := route{Name: routeName(p), DestRange: p.String(), Network: at.network, NextHopInstance: at.instance, Priority: priority}
+	for try := 1; try <= b.pace.tries; try++ {
+		var found route
+		found, err = b.project.route(ctx, want.Name)
+		switch {
+		case errors.Is(err, errNotFound):
+			done = "route " + want.Name + ": it was missing"
+			err = b.insert(ctx, want)
+		case err != nil:
+			return done, err
+		default:
+			why := found.wrong(want)
+			if why == "" && b.made[want.Name] != found.ID {
+				why = found.dead()
+			}
+			if why == "" {
+				return done, found.useless()
+			}
+			done = "route " + want.Name + ": " + why
+			err = b.replace(ctx, found, want)
+		}
+		if !errors.Is(err, errExists) {
+			return done, err
+		}
+		// Somebody inserted one of that name meanwhile, and it may be right. Until
+		// that is done it can't be seen.
+		if err := pause(ctx, b.api.backoff(try)); err != nil {
+			return done, err
+		}
+	}
+	return done, fmt.Errorf("route %s: %w (is there another host with the subnet %s?)", want.Name, errContested, p)
+}
+
+// insert inserts a route and remembers it as made here.
+func (b *overlay) insert(ctx context.Context, r route) error {
+	id, err := b.project.insert(ctx, r)
+	if err == nil {
+		b.made[r.Name] = id
+	}
+	return err
+}
+
+// delete deletes a route.
+func (b *overlay) delete(ctx context.Context, name string) error {
+	err := b.project.delete(ctx, name)
+	if err == nil {
+		delete(b.made, name)
+	}
+	return err
+}
+
+// replace puts want in the place of found, which has the same name, without a gap: see
+// the package's documentation. What an error leaves half done leads here already, and
+// the next round goes on with it.
+func (b *overlay) replace(ctx context.Context, found, want route) error {
+	b.log.Info("replacing a route", "route", want.Name, "led to", lastPart(found.NextHopInstance), "status", found.dead())
+	next := want
+	next.Name += nextSuffix
+	next.Priority = max(min(found.Priority, want.Priority)-1, 0)
+	err := b.insert(ctx, next)
+	if errors.Is(err, errExists) {
+		err = b.takeOver(ctx, next)
+	}
+	switch {
+	case errors.Is(err, ErrQuota):
+		b.log.Warn("a route is replaced with a gap, since the limit leaves no room for a second one", "route", want.Name)
+	case err != nil:
+		return err
+	}
+	if err := b.delete(ctx, want.Name); err != nil {
+		return err
+	}
+	if err := b.insert(ctx, want); err != nil {
+		return err
+	}
+	return b.delete(ctx, next.Name)
+}
+
+// takeOver makes the second route right that an interrupted replacement has left.
+func (b *overlay) takeOver(ctx context.Context, next route) error {
+	found, err := b.project.route(ctx, next.Name)
+	switch {
+	case err == nil && found.wrong(next) == "" && found.Priority <= next.Priority:
+		return nil
+	case err != nil && !errors.Is(err, errNotFound):
+		return err
+	}
+	if err := b.delete(ctx, next.Name); err != nil {
+		return err
+	}
+	return b.insert(ctx, next)
+}
+
+// sweep removes what has no business in the network any more.
+func (b *overlay) sweep(ctx context.Context, at place, own []netip.Prefix) error {
+	all, err := b.project.routes(ctx)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	peers, known := b.peers, b.known
+	b.mu.Unlock()
+	var stale []route
+	var errs []error
+	for _, r := range all {
+		p := r.dest()
+		switch {
+		case slices.Contains(own, p) && r.Name == nextName(p) &&
+			(sameResource(r.Network, at.network) || sameResource(r.NextHopInstance, at.instance)):
+			// With its better priority it would win over the right one.
+			errs = append(errs, b.delete(ctx, r.Name))
+		case !sameResource(r.Network, at.network):
+			// Another network's, whatever its name.
+		case slices.Contains(own, p) || !b.flannels(r) || !r.orphan(at.project):
+		case !known || covered(peers, p):
+			stale = append(stale, r)
+		default:
+			errs = append(errs, b.bury(ctx, r))
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stale = stale
+	if b.known && (!known || !slices.Equal(b.peers, peers)) &&
+		slices.ContainsFunc(stale, func(r route) bool { return !covered(b.peers, r.dest()) }) {
+		b.loop.Wake() // Sync came in between
+	}
+	return errors.Join(errs...)
+}
+
+// bury deletes the route of an instance that does not exist, after a second look: that
+// there is no such instance, and that the subnet's new host has not made the route its
+// own meanwhile. The API has no deletion under a condition, so a moment stays in which
+// it may; that host's next round puts its route back.
+func (b *overlay) bury(ctx context.Context, r route) error {
+	_, zone, name, _ := splitInstance(r.NextHopInstance)
+	_, err := b.project.instance(ctx, zone, name)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, errNotFound) {
+		return fmt.Errorf("route %s: get instance %s: %w", r.Name, name, err)
+	}
+	now, err := b.project.route(ctx, r.Name)
+	if errors.Is(err, errNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if now.ID != r.ID || !sameResource(now.NextHopInstance, r.NextHopInstance) {
+		return nil
+	}
+	if err := b.delete(ctx, r.Name); err != nil {
+		return err
+	}
+	b.log.Info("removed the route of an instance that does not exist any more", "route", r.Name, "instance", name)
+	return nil
+}
+
+// remove deletes a route that leads to this host.
+func (b *overlay) remove(ctx context.Context, at place, name string) error {
+	found, err := b.project.route(ctx, name)
+	switch {
+	case errors.Is(err, errNotFound):
+		return nil
+	case err != nil:
+		return err
+	case !sameResource(found.NextHopInstance, at.instance) || !sameResource(found.Network, at.network):
+		return nil // another host has the subnet by now
+	}
+	return b.delete(ctx, name)
+}
+
+// flannels reports whether a route is one that flannel, or this package, makes for a
+// subnet of the network.
+func (b *overlay) flannels(r route) bool {
+	p := r.dest()
+	if !p.IsValid() || r.Name != routeName(p) && r.Name != nextName(p) {
+		return false
+	}
+	for _, whole := range []netip.Prefix{b.network.IPv4.Prefix, b.network.IPv6.Prefix} {
+		if whole.IsValid() && whole.Bits() <= p.Bits() && whole.Contains(p.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// orphan reports whether the API says that the next hop, an instance of the project,
+// does not exist.
+func (r route) orphan(project string) bool {
+	_, gone := r.warning(codeGone)
+	of, _, _, ok := splitInstance(r.NextHopInstance)
+	return gone && ok && of == project
+}
+
+// wrong says what about the route is not as wanted, "" if nothing. A priority of
+// somebody's choice is left: the route leads here all the same.
+func (r route) wrong(want route) string {
+	switch {
+	case !sameResource(r.NextHopInstance, want.NextHopInstance):
+		to := lastPart(r.NextHopInstance)
+		if to == "" {
+			to = "no instance"
+		}
+		return "it led to " + to
+	case r.dest().String() != want.DestRange:
+		return "it was for " + r.DestRange
+	case !sameResource(r.Network, want.Network):
+		return "it was in network " + lastPart(r.Network)
+	case len(r.Tags) > 0:
+		return "it was only for instances with the tags " + strings.Join(r.Tags, " ")
+	}
+	return ""
+}
+
+// dead says why a route that is as wanted carries nothing, where a new one may: the
+// instance was deleted and made again under the same name. "" if nothing is known.
+func (r route) dead() string {
+	if w, is := r.warning(codeGone); is {
+		return w.Code
+	}
+	if r.RouteStatus == "INACTIVE" || r.RouteStatus == "DROPPED" {
+		return "it was " + r.RouteStatus
+	}
+	return ""
+}
+
+// useless returns what keeps a route that is as wanted from carrying anything, where a
+// new one would be no better.
+func (r route) useless() error {
+	if why := r.dead(); why != "" {
+		return fmt.Errorf("route %s: %w: %s, although it was made anew (look at it with gcloud compute routes describe)", r.Name, ErrForward, why)
+	}
+	if w, is := r.warning(codeForward, codeElsewhere, codeNoIPv6); is {
+		return fmt.Errorf("route %s: %w: %s: %s (see the package's documentation for what the instance needs)", r.Name, ErrForward, w.Code, w.Message)
+	}
+	return nil
+}
+
+// covered reports whether one of the prefixes has an address in common with p.
+func covered(all []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(all, func(o netip.Prefix) bool { return o.Overlaps(p) })
+}

@@ -1,0 +1,18 @@
+//go:build !linux
+
+package vxlan
+
+import (
+	"github.com/flannelkit/flannelkit/internal/netstate"
+	"github.com/vishvananda/netlink"
+)
+
+func kernelRelease() string { return "" }
+
+func existingMAC(string) netstate.MAC { return netstate.MAC{} }
+
+func listVXLAN() ([]*netlink.Vxlan, error) { return nil, errNoLinks }
+
+func linkIndex(string) (int, error) { return 0, errNoLinks }
+
+func (*overlay) tuner(family) func(netlink.Link) ([]string, error) { return nil }
