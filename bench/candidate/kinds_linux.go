@@ -35,11 +35,15 @@ type Candidate interface {
 
 // kinds lists the candidates. A new one adds its line here and a file beside this one.
 func kinds() []kind {
-	return []kind{
+	all := []kind{
 		{"native", func(Settings) Candidate { return &native{} }},
-		{"vxlan", func(Settings) Candidate { return &vxlan{} }},
+		{"vxlan", func(Settings) Candidate { return &kernelVXLAN{} }},
 		{"udp", func(s Settings) Candidate { return &udp{settings: s} }},
 	}
+	for _, b := range backends() {
+		all = append(all, kind{b.name, func(Settings) Candidate { return &backendHosts{kind: b} }})
+	}
+	return all
 }
 
 // kernel is the part that candidates without processes have in common.

@@ -101,7 +101,7 @@ func (u *udp) Down() error {
 }
 
 // Roles returns the child processes of the candidates, for traffic.RunRole.
-func Roles() traffic.Roles { return traffic.Roles{roleUDP: runUDP} }
+func Roles() traffic.Roles { return traffic.Roles{roleUDP: runUDP, roleBackend: runBackend} }
 
 // runUDP is the process of one host: it opens the device, runs the engines, and answers questions about them.
 func runUDP(ctx context.Context, link *traffic.Link) (err error) {

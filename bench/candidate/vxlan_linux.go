@@ -7,18 +7,18 @@ import (
 	"github.com/flannelkit/flannelkit/internal/netlab"
 )
 
-// vxlan is the kernel's VXLAN device between the two hosts, made with the kernel's defaults (outer UDP checksum on), as
+// kernelVXLAN is the kernel's VXLAN device between the two hosts, made with the kernel's defaults (outer UDP checksum on), as
 // flannel's vxlan backend makes it.
-type vxlan struct{ kernel }
+type kernelVXLAN struct{ kernel }
 
 // vxlanOverhead is an IPv4, a UDP, a VXLAN and an Ethernet header (RFC 7348): 20+8+8+14.
 const vxlanOverhead = 50
 
 const vxlanDevice = "vxlan0"
 
-func (v *vxlan) Name() string { return "vxlan" }
+func (v *kernelVXLAN) Name() string { return "vxlan" }
 
-func (v *vxlan) Up(_ context.Context, bed Bed) error {
+func (v *kernelVXLAN) Up(_ context.Context, bed Bed) error {
 	subnet := netip.MustParsePrefix("10.250.0.0/24")
 	v.mtu = bed.Hosts.MTU - vxlanOverhead
 	v.a = subnet.Addr().Next()

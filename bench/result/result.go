@@ -13,6 +13,7 @@ import (
 const (
 	Native = "native"
 	VXLAN  = "vxlan"
+	UDP    = "udp" // this project's engine, which the floors are for
 )
 
 // A Test is one thing that is measured.
