@@ -234,7 +234,9 @@ func (w *work) tune() {
 		}
 		done, err := l.Tune(have)
 		w.k.writes.Add(uint64(len(done)))
-		w.done = append(w.done, done...)
+		if w.k.placed[linkName(l.Name)] { // else the device is new, and so is this
+			w.done = append(w.done, done...)
+		}
 		if err != nil {
 			w.errs = append(w.errs, fmt.Errorf("%s: device %s: %w", w.k.cfg.Backend, l.Name, explain(err)))
 		}

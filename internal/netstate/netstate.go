@@ -90,8 +90,8 @@ type Link struct {
 	// the link is up. One that can't be set is logged, and no error.
 	Sysctls [][2]string
 	// Tune, if not nil, looks after what else the device needs, in each round
-	// when it is up and has its addresses, and says what it had to put right. It
-	// is called in the namespace.
+	// when it is up and has its addresses, and says what it had to put right of
+	// what had been in place. It is called in the namespace.
 	Tune func(have netlink.Link) (done []string, err error)
 	// Module is the kernel module and the configuration option that the device
 	// type comes from, for the error where the kernel lacks it, such as
