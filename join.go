@@ -13,6 +13,7 @@ import (
 	"github.com/flannelkit/flannelkit/encap/alloc"
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/encap/hostgw"
+	"github.com/flannelkit/flannelkit/encap/ipip"
 	"github.com/flannelkit/flannelkit/encap/udp"
 	"github.com/flannelkit/flannelkit/encap/vxlan"
 	"github.com/flannelkit/flannelkit/encap/wireguard"
@@ -61,7 +62,7 @@ type Config struct {
 type Interface = extif.Config
 
 // DefaultBackends returns the backends that need no SDK of anybody and run no commands
-// of anybody: udp, vxlan, host-gw, wireguard and alloc. The map is the caller's, to add to:
+// of anybody: udp, vxlan, host-gw, ipip, wireguard and alloc. The map is the caller's, to add to:
 // what else there is has packages of its own, encap/extension, encap/awsvpc and
 // encap/gce.
 func DefaultBackends() map[string]backend.New {
@@ -69,6 +70,7 @@ func DefaultBackends() map[string]backend.New {
 		"udp":       udp.New(udp.Options{}),
 		"vxlan":     vxlan.New(vxlan.Options{}),
 		"host-gw":   hostgw.New(),
+		"ipip":      ipip.New(ipip.Options{}),
 		"wireguard": wireguard.New(wireguard.Options{}),
 		"alloc":     alloc.New(),
 	}

@@ -312,7 +312,7 @@ func TestBackendsAreTheCallers(t *testing.T) {
 	flannelkit.DefaultBackends()["mine"] = func(backend.Params) (backend.Backend, error) { return nil, errStop }
 	names := slices.Sorted(maps.Keys(flannelkit.DefaultBackends()))
 	// Not among them: what runs commands out of the store, and what needs a cloud's SDK.
-	if want := []string{"alloc", "host-gw", "udp", "vxlan", "wireguard"}; !slices.Equal(names, want) {
+	if want := []string{"alloc", "host-gw", "ipip", "udp", "vxlan", "wireguard"}; !slices.Equal(names, want) {
 		t.Errorf("the default backends are %v, want %v", names, want)
 	}
 }

@@ -20,6 +20,9 @@
 //
 //   - A firewall rule that lets the flannel network's addresses in.
 //
+//   - Ranges that differ, where two VPC networks of one project carry a flannel network
+//     each: names of routes are unique in the project.
+//
 //   - For an IPv6 range, a network interface with IPv6 (stack type IPV4_IPV6 or
 //     IPV6_ONLY).
 //

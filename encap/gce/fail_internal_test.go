@@ -165,6 +165,7 @@ func TestCancel(t *testing.T) {
 					t.Errorf("Close: %v", err)
 				}
 			})
+			l.fake.Settle()
 			for _, n := range l.fake.RouteNames() {
 				if r, _ := l.fake.Route(n); r.NextHopInstance == l.link("node-1") {
 					t.Errorf("route %s is left", n)

@@ -110,6 +110,9 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.eventually("the dead ones' routes go", func() bool { return len(l.fake.RouteNames()) == len(kept)+1 })
+	if err := b.loop.Now(t.Context(), nil); err != nil { // the round has ended, and another
+		t.Fatal(err)
+	}
 	for _, name := range kept {
 		if _, ok := l.fake.Route(name); !ok {
 			t.Errorf("route %s is gone", name)
@@ -146,6 +149,19 @@ func TestStaleRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.leadsTo("flannel-10-5-35-0-24", "10.5.35.0/24", "node-2")
+}
+
+// TestStaleUnsure: whose instance can't be asked for keeps its route.
+func TestStaleUnsure(t *testing.T) {
+	l := newLab(t)
+	l.fake.PutRoute(l.theirs("10.5.35.0/24", "gone"))
+	b := l.start("node-1", ownKey())
+	l.fake.Inject(gcefake.Fault{Path: "instances/gone", Status: 403, Reason: "forbidden", Text: "compute.instances.get"})
+	if err := b.Sync(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the error", func() bool { return errors.Is(b.Probe(), ErrPermission) })
+	l.names(own, "flannel-10-5-35-0-24")
 }
 
 // TestClose: keep leaves the route; otherwise it goes, if it leads here.

@@ -164,6 +164,7 @@ func TestKeyFile(t *testing.T) {
 			}
 			home := t.TempDir()
 			t.Setenv("HOME", home)
+			t.Setenv("APPDATA", filepath.Join(home, ".config"))
 			file := filepath.Join(home, ".config", "gcloud", "application_default_credentials.json")
 			if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 				t.Fatal(err)
@@ -225,6 +226,9 @@ func TestNew(t *testing.T) {
 			}
 			if err != nil {
 				t.Fatal(err)
+			}
+			if _, ok := b.(backend.Prober); !ok {
+				t.Error("it is no Prober")
 			}
 			if got := b.(*overlay).api.base.String(); got != c.base {
 				t.Errorf("the base is %s, not %s", got, c.base)

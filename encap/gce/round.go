@@ -81,6 +81,9 @@ func (b *overlay) settle(ctx context.Context, at place, p netip.Prefix) (done st
 			err = b.insert(ctx, want)
 		case err != nil:
 			return done, err
+		case found.foreign(want):
+			return done, fmt.Errorf("route %s: the name is taken by a route of network %s that leads to %s (names are unique in a project: give flannel networks of two VPC networks different ranges, or delete the route)",
+				want.Name, lastPart(found.Network), lastPart(found.NextHopInstance))
 		default:
 			why := found.wrong(want)
 			if why == "" && b.made[want.Name] != found.ID {
@@ -286,6 +289,12 @@ func (r route) wrong(want route) string {
 		return "it was only for instances with the tags " + strings.Join(r.Tags, " ")
 	}
 	return ""
+}
+
+// foreign reports whether the route serves another VPC network: that of another flannel
+// network with the same range, most likely, which would not live without it.
+func (r route) foreign(want route) bool {
+	return !sameResource(r.Network, want.Network) && !sameResource(r.NextHopInstance, want.NextHopInstance) && r.dead() == ""
 }
 
 // dead says why a route that is as wanted carries nothing, where a new one may: the

@@ -206,6 +206,12 @@ func TestNextOfADeadHost(t *testing.T) {
 			l.fake.PutRoute(next)
 			l.fake.PutRoute(l.theirs("10.5.34.0/24", to))
 			l.start("node-1", ownKey())
+			if to == "node-1" {
+				l.writes("DELETE " + routes + "/" + own + "-next")
+			} else { // it is made right before the wrong one goes
+				l.writes("POST "+routes, "DELETE "+routes+"/"+own+"-next", "POST "+routes,
+					"DELETE "+routes+"/"+own, "POST "+routes, "DELETE "+routes+"/"+own+"-next")
+			}
 			l.leadsTo(own, "10.5.34.0/24", "node-1")
 			l.names(own)
 		})
@@ -252,6 +258,27 @@ func TestRaces(t *testing.T) {
 		l.leadsTo(own, "10.5.34.0/24", "node-1")
 		l.names(own)
 	})
+}
+
+// TestForeign: a route of that name in another VPC network, which is alive, is another
+// flannel network's; a dead one only stands in the way.
+func TestForeign(t *testing.T) {
+	l := newLab(t)
+	l.fake.AddNetwork("other")
+	l.instance(gcefake.Instance{Name: "node-2", NICs: []gcefake.NIC{{Network: "other", IP: "10.132.0.2"}}})
+	r := l.theirs("10.5.34.0/24", "node-2")
+	r.Network = l.fake.NetworkLink("other")
+	l.fake.PutRoute(r)
+	b := l.backend("node-1")
+	_, err := b.Start(t.Context(), host(), lease.Lease{Key: ownKey()})
+	if err == nil || !strings.Contains(err.Error(), "network other") || !strings.Contains(err.Error(), "node-2") {
+		t.Errorf("Start: %v", err)
+	}
+	l.writes()
+	l.fake.RemoveInstance(zone, "node-2")
+	l.start("node-1", ownKey())
+	l.leadsTo(own, "10.5.34.0/24", "node-1")
+	l.names(own)
 }
 
 // TestTwoHosts makes the routes of two hosts, each its own.

@@ -95,15 +95,10 @@ func end(s kernelbackend.Situation, l lease.Lease, subnet netip.Prefix) (at neti
 	return at, s.Self.Unreachable(at)
 }
 
-// mostErrors is how many refused peers are spelt out: with an interface chosen wrongly
-// it is all of them.
-const mostErrors = 8
-
 // plan wants a route for each subnet of the peers that are on the link.
 func plan(s kernelbackend.Situation, k netstate.Kernel) (state netstate.State, err error) {
 	state.Routes = make([]netstate.Route, 0, len(s.Peers))
 	var errs []error
-	refused := 0
 	add := func(p peerset.Peer, subnet netip.Prefix, at netip.Addr) (why string) {
 		doubt, why := offLink(s.Host.Link, at, k)
 		if why == "" {
@@ -119,15 +114,9 @@ func plan(s kernelbackend.Situation, k netstate.Kernel) (state netstate.State, e
 		if p.Subnet6.IsValid() {
 			why = cmp.Or(why, add(p, p.Subnet6, p.At6))
 		}
-		if why == "" {
-			continue
+		if why != "" {
+			errs = append(errs, fmt.Errorf("%s: %w", name, &netstate.PeerError{Peer: p.String(), Err: errors.New(why)}))
 		}
-		if refused++; refused <= mostErrors {
-			errs = append(errs, fmt.Errorf("%s: peer %v: %s", name, p, why))
-		}
-	}
-	if refused > mostErrors {
-		errs = append(errs, fmt.Errorf("%s: and %d more peers that are not on the link of %s", name, refused-mostErrors, s.Host.Link))
 	}
 	return state, errors.Join(errs...)
 }

@@ -174,18 +174,3 @@ func TestPlan(t *testing.T) {
 		}
 	}
 }
-
-// TestManyRefused: an interface chosen wrongly makes no error of a thousand lines.
-func TestManyRefused(t *testing.T) {
-	var s kernelbackend.Situation
-	kernel := fakeKernel{}
-	for n := range 200 {
-		at := fmt.Sprintf("198.51.100.%d", n)
-		kernel[at] = netstate.Hop{Link: "eth0", Gw: ip("192.0.2.254")}
-		s.Peers = append(s.Peers, peerset.Peer{Lease: peer(n, at, ""), Subnet: prefix(fmt.Sprintf("10.5.%d.0/24", n)), At: ip(at)})
-	}
-	_, err := plan(s, kernel)
-	if text := fmt.Sprint(err); strings.Count(text, "\n") != mostErrors || !strings.Contains(text, "and 192 more") {
-		t.Errorf("the error is %q", text)
-	}
-}

@@ -17,7 +17,7 @@ func backendData(vni int, mac netstate.MAC) json.RawMessage {
 }
 
 // parseData reads what a peer's lease tells of its device, for a network with a VNI.
-// flannel before 0.15 wrote no VNI; 0 is as good as none.
+// Old versions of flannel write no VNI; 0 is as good as none.
 func parseData(data json.RawMessage, vni int) (netstate.MAC, error) {
 	if data = bytes.TrimSpace(data); absent(data) {
 		return netstate.MAC{}, fmt.Errorf("its lease does not tell the Ethernet address of its device (no BackendData of that family)")

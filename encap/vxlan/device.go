@@ -1,7 +1,6 @@
 package vxlan
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -129,6 +128,3 @@ func (d device) unfit(have netlink.Link) string {
 	}
 	return ""
 }
-
-// errNoLinks is what there is elsewhere than on Linux.
-var errNoLinks = fmt.Errorf("VXLAN devices: %w (this backend is for Linux)", errors.ErrUnsupported)

@@ -50,11 +50,11 @@
 //
 // # Checksum offload
 //
-// Kernels before 5.7, but for the stable releases from 4.14.181, 4.19.123, 5.4.41
-// and 5.6.13 on, spoil the outer UDP checksum when NAT touches a VXLAN packet, which
-// then is dropped: connections to services take 63 seconds (flannel issue 1279,
-// mended by Linux commit ea64d8d6c675). On these the devices' checksum offload is
-// switched off, see [Options.TxChecksum].
+// Kernels before 5.7, but for the stable releases from 4.14.181, 4.19.123 and 5.4.41
+// on, spoil the outer UDP checksum when NAT touches a VXLAN packet, which then is
+// dropped: connections to services take 63 seconds (flannel issue 1279, mended by
+// Linux commit ea64d8d6c675). On these the devices' checksum offload is switched off,
+// see [Options.TxChecksum].
 //
 // # What it takes
 //

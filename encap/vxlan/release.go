@@ -5,7 +5,7 @@ import "fmt"
 // spoilsChecksums reports whether a kernel, by its release as uname -r has it, may
 // spoil the UDP checksum of VXLAN packets with NAT: it lacks the commit ea64d8d6c675
 // ("netfilter: nat: never update the UDP checksum when it's 0"), of Linux 5.7, and is
-// none of the stable releases that have it. A distribution's kernel counts by the
+// none of the stable releases that are known to have it. A distribution's kernel counts by the
 // release that it was made of, since no other number is common to them. What can't be
 // read counts as new.
 func spoilsChecksums(release string) bool {
@@ -20,7 +20,7 @@ func spoilsChecksums(release string) bool {
 	case major == 5 && minor >= 7:
 		return false
 	}
-	for _, mended := range [...][3]int{{4, 14, 181}, {4, 19, 123}, {5, 4, 41}, {5, 6, 13}} {
+	for _, mended := range [...][3]int{{4, 14, 181}, {4, 19, 123}, {5, 4, 41}} {
 		if major == mended[0] && minor == mended[1] {
 			return patch < mended[2]
 		}

@@ -22,23 +22,42 @@ func TestRepair(t *testing.T) {
 	a, b := c.hosts[0], c.hosts[1]
 	c.reach(a, b)
 	want := a.entries()
+	mac := net.HardwareAddr(a.be.macs[v4][:])
+	sound := func() bool {
+		x, x6 := a.vxlan("flannel.1"), a.vxlan("flannel-v6.1")
+		return x != nil && x.Flags&net.FlagUp != 0 && x.MTU == 1450 && x.HardwareAddr.String() == mac.String() &&
+			x6 != nil && x6.Flags&net.FlagUp != 0 && x6.MTU == 1430 &&
+			slices.Equal(a.addrs("flannel.1"), []string{"10.244.1.0/32"}) && slices.Equal(a.entries(), want)
+	}
+	for _, tt := range damages(a, b) {
+		if err := tt.do(); err != nil && !strings.Contains(tt.name, "another's") { // there, we may be faster
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		if sound() { // the kernel had done it, so that this is after the repair
+			t.Logf("%s: put right at once", tt.name)
+			continue
+		}
+		took := await(t, "put right after "+tt.name, sound)
+		t.Logf("%s: put right within %v", tt.name, took.Round(time.Millisecond))
+		c.reach(a, b)
+	}
+	if err := a.be.Probe(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A damage is something that somebody does by hand.
+type damage struct {
+	name string
+	do   func() error
+}
+
+// damages are done to a, whose peer is b.
+func damages(a, b *host) []damage {
 	nl := a.Netlink()
 	dev := func() netlink.Link { return a.vxlan("flannel.1") }
 	dev6 := func() netlink.Link { return a.vxlan("flannel-v6.1") }
-	mac := net.HardwareAddr(a.be.macs[v4][:])
-	sound := func() bool {
-		for _, l := range []netlink.Link{dev(), dev6()} {
-			if x, _ := l.(*netlink.Vxlan); x == nil || x.Flags&net.FlagUp == 0 {
-				return false
-			}
-		}
-		return dev().Attrs().MTU == 1450 && dev6().Attrs().MTU == 1430 && dev().Attrs().HardwareAddr.String() == mac.String() &&
-			slices.Equal(a.addrs("flannel.1"), []string{"10.244.1.0/32"}) && slices.Equal(a.entries(), want)
-	}
-	for _, tt := range []struct {
-		name string
-		do   func() error
-	}{
+	return []damage{
 		{"the device is deleted", func() error { return nl.LinkDel(dev()) }},
 		{"the device for IPv6 is deleted", func() error { return nl.LinkDel(dev6()) }},
 		{"the device is set down", func() error { return nl.LinkSetDown(dev()) }},
@@ -83,20 +102,6 @@ func TestRepair(t *testing.T) {
 			attrs.Name = "flannel.1"
 			return nl.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
 		}},
-	} {
-		if err := tt.do(); err != nil && !strings.Contains(tt.name, "another's") { // there, we may be faster
-			t.Fatalf("%s: %v", tt.name, err)
-		}
-		if sound() { // either put right already, or not noticed by this test
-			t.Logf("%s: put right at once", tt.name)
-			continue
-		}
-		took := await(t, "put right after "+tt.name, sound)
-		t.Logf("%s: put right within %v", tt.name, took.Round(time.Millisecond))
-		c.reach(a, b)
-	}
-	if err := a.be.Probe(); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -3,9 +3,14 @@
 package vxlan
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/vishvananda/netlink"
 )
+
+var errNoLinks = fmt.Errorf("VXLAN devices: %w (this backend is for Linux)", errors.ErrUnsupported)
 
 func kernelRelease() string { return "" }
 

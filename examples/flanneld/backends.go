@@ -9,6 +9,7 @@ import (
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/encap/extension"
 	"github.com/flannelkit/flannelkit/encap/gce"
+	"github.com/flannelkit/flannelkit/encap/ipip"
 	"github.com/flannelkit/flannelkit/encap/udp"
 	"github.com/flannelkit/flannelkit/encap/vxlan"
 	"github.com/flannelkit/flannelkit/encap/wireguard"
@@ -20,6 +21,7 @@ func (o *options) backends() map[string]backend.New {
 	all := flannelkit.DefaultBackends()
 	all["udp"] = udp.New(udp.Options{Persist: o.keepDevice, Encap: encap.Config{NoFilter: o.anySource}})
 	all["vxlan"] = vxlan.New(vxlan.Options{TxChecksum: checksums[o.txChecksum]})
+	all["ipip"] = ipip.New(ipip.Options{NoFilter: o.anySource})
 	all["wireguard"] = wireguard.New(wireguard.Options{KeyFile: o.wireguardKey})
 	all["extension"] = extension.New(extension.Options{Allow: o.allow})
 	all["aws-vpc"] = awsvpc.New(awsvpc.Options{})

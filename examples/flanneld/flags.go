@@ -134,7 +134,7 @@ func backendFlags() []flagDef {
 			help:  "leave the udp backend's device behind at the end, so that until the next start packets to the overlay wait or are lost rather than leave by the default route; remove it before going back to flannel",
 			value: boolean(func(o *options) *bool { return &o.keepDevice })},
 		{name: "accept-any-source", since: ours, group: groupBackend,
-			help:  "let the udp backend take packets from any address and with any inner source, as flannel does; for hosts that send into the overlay from an address outside of it, or run flannel before 0.5.6 with several addresses",
+			help:  "let the backends udp and ipip take packets from any address and with any inner source, as flannel does; for hosts that send into the overlay from an address outside of it, or run flannel before 0.5.6 with several addresses",
 			value: boolean(func(o *options) *bool { return &o.anySource })},
 		{name: "vxlan-tx-checksum", arg: "auto|on|off", since: ours, group: groupBackend,
 			help:  "let network cards sum the packets inside VXLAN; auto does not on kernels before 5.7, which lose such packets behind NAT",

@@ -301,7 +301,7 @@ func TestWireguardKeyFile(t *testing.T) {
 func TestBackends(t *testing.T) {
 	all := parse(t, nil).backends()
 	names := slices.Sorted(maps.Keys(all))
-	if want := []string{"alloc", "aws-vpc", "extension", "gce", "host-gw", "udp", "vxlan", "wireguard"}; !slices.Equal(names, want) {
+	if want := []string{"alloc", "aws-vpc", "extension", "gce", "host-gw", "ipip", "udp", "vxlan", "wireguard"}; !slices.Equal(names, want) {
 		t.Errorf("backends %v, want %v", names, want)
 	}
 	n, err := lease.ParseNetwork([]byte(`{"Network":"10.5.0.0/16","Backend":{"Type":"extension","SubnetAddCommand":"true"}}`))

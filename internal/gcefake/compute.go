@@ -273,15 +273,16 @@ func (f *Fake) insertRoute(r *http.Request, c Call, fault *Fault) answer {
 	if over && !f.lateQuota {
 		return failure(403, "quotaExceeded", text)
 	}
+	if over {
+		late := *fault
+		late.OpCode, late.OpStatus, late.Text = "QUOTA_EXCEEDED", 403, text
+		fault = &late
+	}
 	id := f.newID()
 	o := f.newOp("insert", given.Name, id, c, fault, func() {
 		given.ID = id
 		f.putRoute(&given)
 	})
-	if over {
-		o.fail(403, "QUOTA_EXCEEDED", text)
-		o.quota = f.quota
-	}
 	return ok(o.shown(f))
 }
 

@@ -137,6 +137,15 @@ func (f *Fake) Inject(fault Fault) { f.do(func() { f.faults = append(f.faults, &
 // Heal removes all faults.
 func (f *Fake) Heal() { f.do(func() { f.faults = nil }) }
 
+// Settle ends all operations under way, as time does.
+func (f *Fake) Settle() {
+	f.do(func() {
+		for _, o := range f.ops {
+			o.look(1 << 30)
+		}
+	})
+}
+
 // Revoke makes all tokens invalid.
 func (f *Fake) Revoke() { f.do(func() { clear(f.tokens) }) }
 

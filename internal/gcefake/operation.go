@@ -3,7 +3,6 @@ package gcefake
 import (
 	"fmt"
 	"net/http"
-	"strconv"
 )
 
 // An op is an operation under way.
@@ -19,7 +18,6 @@ type op struct {
 	apply      func()
 	code, text string // it fails so
 	status     int
-	quota      int
 }
 
 // These are compute#operation.
@@ -66,10 +64,8 @@ type (
 func (f *Fake) newOp(kind, route string, target uint64, c Call, fault *Fault, apply func()) *op {
 	id := f.newID()
 	o := &op{name: fmt.Sprintf("operation-%d-%x", id/1000, id), kind: kind, route: route, id: id, target: target,
-		request: c.Query.Get("requestId"), began: stamp(), looks: f.polls, stuck: fault.OpStuck, apply: apply}
-	if fault.OpCode != "" {
-		o.fail(fault.OpStatus, fault.OpCode, fault.Text)
-	}
+		request: c.Query.Get("requestId"), began: stamp(), looks: f.polls, stuck: fault.OpStuck, apply: apply,
+		code: fault.OpCode, text: fault.Text, status: fault.OpStatus}
 	f.ops[o.name] = o
 	if o.request != "" {
 		f.requests[o.request] = o.name
@@ -77,9 +73,6 @@ func (f *Fake) newOp(kind, route string, target uint64, c Call, fault *Fault, ap
 	o.look(0)
 	return o
 }
-
-// fail makes an operation fail when it is done.
-func (o *op) fail(status int, code, text string) { o.status, o.code, o.text = status, code, text }
 
 // look lets so much time pass.
 func (o *op) look(n int) {
@@ -136,13 +129,10 @@ func (o *op) shown(f *Fake) operation {
 	}
 	out.HTTPErrorStatusCode, out.HTTPErrorMessage = o.status, http.StatusText(o.status)
 	item := operationItem{Code: o.code, Message: o.text}
-	if o.quota != 0 {
+	if o.code == "QUOTA_EXCEEDED" {
 		item.Details = []operationDetail{{quotaInfo{MetricName: "compute.googleapis.com/routes", LimitName: "ROUTES-per-project",
-			Dimensions: map[string]string{"global": "global"}, Limit: float64(o.quota)}}}
-		out.Error = &operationError{[]operationItem{item}}
-		return out
+			Dimensions: map[string]string{"global": "global"}, Limit: float64(f.quota)}}}
 	}
-	item.Message += " (operation " + strconv.FormatUint(o.id, 10) + ")"
 	out.Error = &operationError{[]operationItem{item}}
 	return out
 }

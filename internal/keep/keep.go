@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 )
@@ -31,7 +32,12 @@ type Config struct {
 	// MinPause and MaxPause are the pauses after the first round that failed
 	// or put something right, and after many; 0 means 50 ms and 1 s.
 	MinPause, MaxPause time.Duration
-	// Log gets what was put right and what can't be, each reason once; never nil.
+	// MaxRetry is how long at most until a round that failed is repeated though
+	// nobody wakes the loop: it begins at MinPause and doubles while the error
+	// is the same. 0 means MaxPause.
+	MaxRetry time.Duration
+	// Log gets what was put right and what can't be, each reason at most once a
+	// minute; never nil.
 	Log *slog.Logger
 }
 
@@ -44,8 +50,9 @@ type Loop struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
-	mu  sync.Mutex
-	err error // of the last round
+	mu   sync.Mutex
+	err  error                // of the last round
+	told map[string]time.Time // what has been logged, and when
 }
 
 // Start starts a loop. It does no round by itself before it is woken, or Every has
@@ -57,8 +64,11 @@ func Start(cfg Config) *Loop {
 	if cfg.MaxPause == 0 {
 		cfg.MaxPause = max(time.Second, cfg.MinPause)
 	}
+	if cfg.MaxRetry == 0 {
+		cfg.MaxRetry = cfg.MaxPause
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	l := &Loop{cfg: cfg, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1), stop: stop}
+	l := &Loop{cfg: cfg, kick: make(chan struct{}, 1), turn: make(chan struct{}, 1), stop: stop, told: map[string]time.Time{}}
 	l.wg.Go(func() { l.run(ctx) })
 	return l
 }
@@ -89,8 +99,10 @@ func (l *Loop) Now(ctx context.Context, change func()) error {
 		change()
 	}
 	done, err := l.cfg.Round(ctx)
-	l.set(err)
 	l.tell(done)
+	if err == nil || ctx.Err() == nil { // else it is the caller's end, not a failure
+		l.set(err)
+	}
 	if err != nil {
 		l.Wake()
 	}
@@ -119,18 +131,41 @@ func (l *Loop) set(err error) {
 
 // tell logs what a round has put right.
 func (l *Loop) tell(done []string) {
-	if len(done) > 0 {
-		l.cfg.Log.Warn("something was changed or removed, and is put right", "what", some(done))
+	if what := some(done); len(done) > 0 && l.news(strings.Join(what, "\n")) {
+		l.cfg.Log.Warn("something was changed or removed, and is put right", "what", what)
 	}
+}
+
+// news reports whether a text has not been logged within the last minute: what comes
+// and goes all the time is said now and then.
+func (l *Loop) news(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for old, at := range l.told {
+		if now.Sub(at) >= time.Minute {
+			delete(l.told, old)
+		}
+	}
+	if _, ok := l.told[text]; ok {
+		return false
+	}
+	l.told[text] = now
+	return true
 }
 
 // run is the goroutine.
 func (l *Loop) run(ctx context.Context) {
 	pace := pacing{min: l.cfg.MinPause, max: l.cfg.MaxPause}
 	said := ""
+	var retry time.Duration // 0: the last round has not failed
+	var ended time.Time     // the last round
 	for {
 		var due <-chan time.Time
-		if l.cfg.Every > 0 {
+		switch {
+		case retry > 0:
+			due = time.After(retry - time.Since(ended)) // the pause is a part of it
+		case l.cfg.Every > 0:
 			due = time.After(l.cfg.Every)
 		}
 		select {
@@ -140,27 +175,29 @@ func (l *Loop) run(ctx context.Context) {
 		case <-due:
 		}
 		done, err := l.background(ctx)
+		ended = time.Now()
 		if ctx.Err() != nil {
 			return
 		}
 		l.tell(done)
 		switch {
 		case err == nil:
-			if said != "" {
+			if said != "" && l.news("right: "+said) {
 				l.cfg.Log.Info("it is put right at last", "was", said)
 			}
-			said = ""
+			said, retry = "", 0
 		case err.Error() != said:
-			said = err.Error()
-			l.cfg.Log.Error("can't be put right, trying again", "err", err)
-			fallthrough
+			said, retry = err.Error(), l.cfg.MinPause
+			if l.news(said) {
+				l.cfg.Log.Error("can't be put right, trying again", "err", err)
+			}
 		default:
-			l.Wake()
+			retry = min(2*retry, l.cfg.MaxRetry)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pace.after(time.Now(), err != nil || len(done) > 0)):
+		case <-time.After(pace.after(ended, err != nil || len(done) > 0)):
 		}
 	}
 }

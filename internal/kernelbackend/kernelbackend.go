@@ -140,7 +140,7 @@ func (b *Backend) startFirst(ctx context.Context, next Situation) error {
 }
 
 // startAgain moves to another interface or address. After an error the old ones stay
-// in force.
+// in force. What is wrong with single peers is no reason not to move.
 func (b *Backend) startAgain(ctx context.Context, keeper *netstate.Keeper, next Situation) error {
 	before := b.now // only Start and Sync write it
 	if next.Own.Key != before.Own.Key {
@@ -149,7 +149,7 @@ func (b *Backend) startAgain(ctx context.Context, keeper *netstate.Keeper, next 
 	if b.synced {
 		next.Peers, _ = b.chooser.Choose(next.Self, b.leases, b.end(next))
 	}
-	if err := keeper.Apply(ctx, func() { b.now = next }); err != nil {
+	if err := netstate.Common(keeper.Apply(ctx, func() { b.now = next })); err != nil {
 		back := keeper.Apply(context.WithoutCancel(ctx), func() { b.now = before })
 		if back != nil {
 			b.log.Warn("can't go back to what was, trying again", "err", back)
@@ -207,7 +207,7 @@ func (b *Backend) Close(keep bool) error {
 }
 
 // Probe implements backend.Prober: it tells of what could not be put in place when
-// last looked at.
+// last looked at, but not of single peers that can't be served: that is Sync's to tell.
 func (b *Backend) Probe() error {
 	keeper, closed := b.state()
 	switch {
@@ -216,7 +216,7 @@ func (b *Backend) Probe() error {
 	case keeper == nil:
 		return fmt.Errorf("%s: not started", b.cfg.Name)
 	}
-	return keeper.Err()
+	return keeper.Trouble()
 }
 
 // Stats returns how much work the kernel's state has been.

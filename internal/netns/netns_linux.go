@@ -46,6 +46,7 @@ func (n NS) Do(fn func() error) error {
 			runtime.UnlockOSThread()
 			return
 		}
+		err = errors.New("what was to be done in the network namespace has ended its goroutine")
 		err = fn()
 		if back := netns.Set(home); back != nil {
 			err = errors.Join(err, fmt.Errorf("leave the network namespace: %w", back))

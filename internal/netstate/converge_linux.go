@@ -3,9 +3,11 @@ package netstate
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -27,20 +29,22 @@ import (
 
 // A work is one round.
 type work struct {
-	k     *Keeper
-	nl    *netlink.Handle
-	state State
-	links map[string]netlink.Link // ours, that are there
-	index map[string]int          // of all links that were asked for
-	there map[any]bool            // what is in place now
-	done  []string                // what was in place before, and had to be put back
-	errs  []error
+	k       *Keeper
+	nl      *netlink.Handle
+	state   State
+	links   map[string]netlink.Link // ours, that are there
+	index   map[string]int          // of all links that were asked for
+	missing map[string]bool         // links that routes are wanted through and that are not there
+	there   map[any]bool            // what is in place now
+	done    []string                // what was in place before, and had to be put back
+	errs    []error
 }
 
 // converge does a round. It is called in the namespace.
 func (k *Keeper) converge() (done []string, err error) {
+	k.sys.names = map[int]string{}
 	state, planErr := k.cfg.Plan(k.sys)
-	w := &work{k: k, nl: k.sys.nl, state: state, links: map[string]netlink.Link{}, index: map[string]int{}, there: map[any]bool{}}
+	w := &work{k: k, nl: k.sys.nl, state: state, links: map[string]netlink.Link{}, index: map[string]int{}, missing: map[string]bool{}, there: map[any]bool{}}
 	for _, l := range state.Links {
 		if err := w.link(l); err != nil {
 			w.errs = append(w.errs, fmt.Errorf("%s: device %s: %w", k.cfg.Backend, l.Name, explain(err)))
@@ -56,7 +60,7 @@ func (k *Keeper) converge() (done []string, err error) {
 	w.fdb()
 	w.routes()
 	k.last, k.placed = state, w.there
-	return w.done, joinSome(append(w.errs, planErr))
+	return w.done, joinSome(append([]error{planErr}, w.errs...))
 }
 
 // put makes something that is not in place.
@@ -89,10 +93,11 @@ func gone(err error) bool {
 }
 
 func (w *work) fail(thing fmt.Stringer, peer string, err error) {
+	err = fmt.Errorf("%v: %w", thing, explain(err))
 	if peer != "" {
-		peer = "peer " + peer + ": "
+		err = &PeerError{peer, err}
 	}
-	w.errs = append(w.errs, fmt.Errorf("%s: %s%v: %w", w.k.cfg.Backend, peer, thing, explain(err)))
+	w.errs = append(w.errs, fmt.Errorf("%s: %w", w.k.cfg.Backend, err))
 }
 
 // linkIndex returns the number of a link.
@@ -131,6 +136,7 @@ func (w *work) link(want Link) error {
 				return fmt.Errorf("remove it, since it is unfit (%s): %w", why, err)
 			}
 			have = nil
+			w.forget(want.Name)
 		}
 	}
 	if have == nil {
@@ -145,6 +151,9 @@ func (w *work) link(want Link) error {
 	w.index[want.Name] = a.Index
 	w.links[want.Name] = have
 	var errs []error
+	asBefore := slices.ContainsFunc(w.k.last.Links, func(l Link) bool {
+		return l.Name == want.Name && l.MTU == want.MTU && l.MAC == want.MAC
+	})
 	// adjust changes one property.
 	adjust := func(what string, differs bool, do func() error) {
 		if !differs {
@@ -155,7 +164,7 @@ func (w *work) link(want Link) error {
 			errs = append(errs, fmt.Errorf("set %s: %w", what, err))
 			return
 		}
-		if w.k.placed[linkName(want.Name)] {
+		if w.k.placed[linkName(want.Name)] && asBefore {
 			w.done = append(w.done, what+" of "+want.Name)
 		}
 	}
@@ -172,6 +181,43 @@ func (w *work) link(want Link) error {
 
 // linkName is a link among the things in place.
 type linkName string
+
+// forget has nothing on a link count as in place, as the link was removed.
+func (w *work) forget(name string) {
+	maps.DeleteFunc(w.k.placed, func(thing any, _ bool) bool {
+		switch t := thing.(type) {
+		case linkName:
+			return string(t) == name
+		case Addr:
+			return t.Link == name
+		case Neigh:
+			return t.Link == name
+		case FDB:
+			return t.Link == name
+		case Route:
+			return t.Link == name
+		}
+		return false
+	})
+}
+
+// distinct leaves out what is wanted twice: of two things that the kernel can have only
+// one of, the first is made, and the second is an error.
+func distinct[T comparable](w *work, all []T, key func(T) any, peer func(T) string) []T {
+	seen := make(map[any]T, len(all))
+	out := make([]T, 0, len(all))
+	for _, t := range all {
+		first, twice := seen[key(t)]
+		switch {
+		case !twice:
+			seen[key(t)] = t
+			out = append(out, t)
+		case peer(first) != peer(t) || first != t:
+			w.fail(any(t).(fmt.Stringer), peer(t), fmt.Errorf("there can be only one, and it is wanted for peer %s as well", peer(first)))
+		}
+	}
+	return out
+}
 
 // make makes a device that is not there.
 func (w *work) make(want Link) (netlink.Link, error) {

@@ -15,32 +15,44 @@ func (w *work) addrs() {
 		if link == nil {
 			continue
 		}
-		list, err := again(func() ([]netlink.Addr, error) { return w.nl.AddrList(link, netlink.FAMILY_ALL) })
-		if err != nil {
-			w.errs = append(w.errs, fmt.Errorf("%s: list the addresses of %s: %w", w.k.cfg.Backend, l.Name, err))
-			continue
-		}
-		have := make(map[netip.Prefix]netlink.Addr, len(list))
-		for _, a := range list {
-			have[toPrefix(a.IPNet)] = a
-		}
-		for _, want := range w.state.Addrs {
-			if want.Link != l.Name {
-				continue
-			}
-			if _, ok := have[want.Prefix]; ok {
-				delete(have, want.Prefix)
-				w.there[want] = true
-				continue
-			}
-			w.put(want, "", func() error { return w.addAddr(link, want.Prefix) })
-		}
-		for p, a := range have {
-			if w.state.Prune && w.state.Area.contains(netip.PrefixFrom(p.Addr(), p.Addr().BitLen())) {
-				w.drop(Addr{l.Name, p}.String(), func() error { return w.nl.AddrDel(link, &a) })
-			}
+		if w.addrsOf(link) {
+			// The kernel removes the others of a subnet with the first one
+			// (promote_secondaries in ip-sysctl.rst).
+			w.addrsOf(link)
 		}
 	}
+}
+
+// addrsOf is addrs for one link, and reports whether it has removed something.
+func (w *work) addrsOf(link netlink.Link) (dropped bool) {
+	name := link.Attrs().Name
+	list, err := again(func() ([]netlink.Addr, error) { return w.nl.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		w.errs = append(w.errs, fmt.Errorf("%s: list the addresses of %s: %w", w.k.cfg.Backend, name, err))
+		return false
+	}
+	have := make(map[netip.Prefix]netlink.Addr, len(list))
+	for _, a := range list {
+		have[toPrefix(a.IPNet)] = a
+	}
+	for _, want := range distinct(w, w.state.Addrs, func(a Addr) any { return a }, func(Addr) string { return "" }) {
+		if want.Link != name {
+			continue
+		}
+		if _, ok := have[want.Prefix]; ok {
+			delete(have, want.Prefix)
+			w.there[want] = true
+			continue
+		}
+		w.put(want, "", func() error { return w.addAddr(link, want.Prefix) })
+	}
+	for p, a := range have {
+		if w.state.Prune && w.state.Area.contains(netip.PrefixFrom(p.Addr(), p.Addr().BitLen())) {
+			w.drop(Addr{name, p}.String(), func() error { return w.nl.AddrDel(link, &a) })
+			dropped = true
+		}
+	}
+	return dropped
 }
 
 // addAddr gives a link an address. Nobody on a tunnel answers duplicate address
@@ -89,7 +101,7 @@ func (w *work) neighs() {
 		index := link.Attrs().Index
 		var want []Neigh
 		has4, has6 := false, false
-		for _, n := range w.state.Neighs {
+		for _, n := range distinct(w, w.state.Neighs, func(n Neigh) any { return Neigh{Link: n.Link, IP: n.IP} }, func(n Neigh) string { return n.Peer }) {
 			if n.Link == l.Name {
 				want = append(want, n)
 				has4, has6 = has4 || n.IP.Is4(), has6 || n.IP.Is6()
@@ -160,7 +172,7 @@ func (w *work) fdb() {
 				have[MAC(n.HardwareAddr)] = n
 			}
 		}
-		for _, f := range w.state.FDB {
+		for _, f := range distinct(w, w.state.FDB, func(f FDB) any { return FDB{Link: f.Link, MAC: f.MAC} }, func(f FDB) string { return f.Peer }) {
 			if f.Link != l.Name {
 				continue
 			}

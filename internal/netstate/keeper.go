@@ -3,7 +3,6 @@ package netstate
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -98,13 +97,16 @@ func Open(cfg Config) (*Keeper, error) {
 		return nil, err
 	}
 	k := &Keeper{cfg: cfg, ns: ns, placed: map[any]bool{}, made: map[string]bool{}, noted: map[string]bool{}}
-	if k.sys, err = openSystem(k); err != nil {
+	if k.sys, err = openSystem(); err != nil {
 		return nil, errors.Join(err, k.ns.Close())
 	}
 	if cfg.Every == 0 {
 		cfg.Every = usualEvery
 	}
-	k.loop = keep.Start(keep.Config{Round: k.round, Every: cfg.Every, Log: cfg.Log})
+	k.loop = keep.Start(keep.Config{Round: k.round, Every: cfg.Every, MaxRetry: cfg.Every, Log: cfg.Log})
+	if err := k.sys.listen(k); err != nil { // from here on it may wake the loop
+		return nil, errors.Join(err, k.Close(Leave))
+	}
 	return k, nil
 }
 
@@ -118,6 +120,9 @@ func (k *Keeper) Wake() { k.loop.Wake() }
 
 // Err returns what could not be made in the last round, nil if nothing.
 func (k *Keeper) Err() error { return k.loop.Err() }
+
+// Trouble returns what of Err concerns more than single peers, nil if nothing does.
+func (k *Keeper) Trouble() error { return Common(k.Err()) }
 
 // Stats returns the counters.
 func (k *Keeper) Stats() Stats { return Stats{Rounds: k.rounds.Load(), Writes: k.writes.Load()} }
@@ -140,27 +145,4 @@ func (k *Keeper) round(ctx context.Context) (done []string, err error) {
 		return err
 	})
 	return done, err
-}
-
-// mostErrors is how many errors of a round are spelt out: a link that is down makes
-// one for each of a thousand peers.
-const mostErrors = 8
-
-// joinSome joins errors, and counts those that are too many to read.
-func joinSome(errs []error) error {
-	kept := errs[:0:0]
-	more := 0
-	for _, err := range errs {
-		switch {
-		case err == nil:
-		case len(kept) < mostErrors:
-			kept = append(kept, err)
-		default:
-			more++
-		}
-	}
-	if more > 0 {
-		kept = append(kept, fmt.Errorf("and %d more of the kind", more))
-	}
-	return errors.Join(kept...)
 }

@@ -1,8 +1,10 @@
 package netstate
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -17,8 +19,16 @@ func metric(p netip.Prefix) int {
 	return 0
 }
 
-// listRoutes lists the main table's routes with the usual metric that have to do with
-// the area or are wanted, by destination.
+// dumps is how often at most the IPv6 routes are listed in a round.
+const dumps = 4
+
+// listRoutes lists the main table's routes that have to do with the area or are wanted,
+// by destination: those with the usual metric, and those that go before them.
+//
+// While others change IPv6 routes a dump can have a route twice or not at all, and
+// does not say so: the kernel takes a long one up again by counting (ip6_fib.c,
+// fib6_dump_node). So what seems to be missing is looked for again, and what is there
+// twice is one.
 func (w *work) listRoutes() (map[netip.Prefix][]netlink.Route, error) {
 	wanted := make(map[netip.Prefix]bool, len(w.state.Routes))
 	has4, has6 := false, false
@@ -31,24 +41,45 @@ func (w *work) listRoutes() (map[netip.Prefix][]netlink.Route, error) {
 	}
 	have := make(map[netip.Prefix][]netlink.Route)
 	for _, family := range families(has4, has6) {
-		list, err := again(func() (list []netlink.Route, err error) {
-			err = w.nl.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-				list = append(list, r)
-				return true
-			})
-			return list, err
-		})
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range list {
-			dst := toPrefix(r.Dst)
-			if dst.IsValid() && r.Priority == metric(dst) && (wanted[dst] || w.state.Area.contains(dst)) {
-				have[dst] = append(have[dst], r)
+		for range dumps {
+			list, err := w.dumpRoutes(family)
+			if err != nil {
+				return nil, err
+			}
+			for _, r := range list {
+				dst := toPrefix(r.Dst)
+				twice := slices.ContainsFunc(have[dst], func(old netlink.Route) bool { return old.Equal(r) })
+				if dst.IsValid() && r.Tos == 0 && r.Priority <= metric(dst) && (wanted[dst] || w.state.Area.contains(dst)) && !twice {
+					have[dst] = append(have[dst], r)
+				}
+			}
+			if family == netlink.FAMILY_V4 || !w.seemsIncomplete(have) {
+				break
 			}
 		}
 	}
 	return have, nil
+}
+
+// dumpRoutes lists the main table's routes of a family.
+func (w *work) dumpRoutes(family int) ([]netlink.Route, error) {
+	return again(func() (list []netlink.Route, err error) {
+		err = w.nl.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+			list = append(list, r)
+			return true
+		})
+		return list, err
+	})
+}
+
+// seemsIncomplete reports whether an IPv6 route is missing that was in place.
+func (w *work) seemsIncomplete(have map[netip.Prefix][]netlink.Route) bool {
+	if w.k == nil {
+		return false
+	}
+	return slices.ContainsFunc(w.state.Routes, func(r Route) bool {
+		return r.Dst.Addr().Is6() && w.k.placed[r] && len(have[r.Dst]) == 0
+	})
 }
 
 // routes makes the routes what they shall be.
@@ -58,35 +89,8 @@ func (w *work) routes() {
 		w.errs = append(w.errs, fmt.Errorf("%s: list the routes: %w", w.k.cfg.Backend, err))
 		return
 	}
-	for _, want := range w.state.Routes {
-		index, err := w.linkIndex(want.Link)
-		if err != nil {
-			w.fail(want, want.Peer, err)
-			continue
-		}
-		there := false
-		var inTheWay *netlink.Route
-		rest := have[want.Dst][:0]
-		for _, r := range have[want.Dst] {
-			switch {
-			case !there && same(r, want, index):
-				there = true
-				continue
-			case !w.ours(r):
-				inTheWay = &r
-			}
-			rest = append(rest, r)
-		}
-		have[want.Dst] = rest
-		switch {
-		case there:
-			w.there[want] = true
-		case inTheWay != nil:
-			w.fail(want, want.Peer, fmt.Errorf("the way is taken by a route %s (remove that route, or the interface if it was left behind, or give the network another range)", w.describe(*inTheWay)))
-		default:
-			w.put(want, want.Peer, func() error { return w.nl.RouteReplace(toRoute(want, index)) })
-			have[want.Dst] = rest[min(len(rest), 1):] // the first one is replaced
-		}
+	for _, want := range distinct(w, w.state.Routes, func(r Route) any { return r.Dst }, func(r Route) string { return r.Peer }) {
+		have[want.Dst] = w.route(want, have[want.Dst])
 	}
 	if !w.state.Prune {
 		return
@@ -98,6 +102,57 @@ func (w *work) routes() {
 			}
 		}
 	}
+}
+
+// route makes one route, and returns the rest of those to the same destination.
+func (w *work) route(want Route, have []netlink.Route) (rest []netlink.Route) {
+	index, err := w.linkIndex(want.Link)
+	if err != nil {
+		if !w.missing[want.Link] { // it is no single peer's trouble, and said once
+			w.missing[want.Link] = true
+			w.fail(want, "", err)
+		}
+		return have
+	}
+	there := false
+	var inTheWay *netlink.Route
+	for _, r := range have {
+		switch {
+		case same(r, want, index):
+			there = true
+			continue
+		case !w.ours(r):
+			inTheWay = &r
+		}
+		rest = append(rest, r)
+	}
+	switch {
+	case inTheWay != nil && (!there || inTheWay.Priority < metric(want.Dst)):
+		w.fail(want, want.Peer, fmt.Errorf("the way is taken by a route %s (remove that route, or the interface if it was left behind, or give the network another range)", w.describe(*inTheWay)))
+	case there:
+		w.there[want] = true
+	default:
+		w.put(want, want.Peer, func() error { return w.replace(want, index, rest) })
+		if w.there[want] && len(rest) > 0 {
+			return rest[1:] // the first one is replaced
+		}
+	}
+	return rest
+}
+
+// replace makes a route in place of the first of the old ones, which are all of the
+// form that is ours. IPv6 does not let a next hop move to another link while the old
+// route leads to it (ip6_validate_gw in net/ipv6/route.c): then there is a moment
+// without a route.
+func (w *work) replace(want Route, index int, old []netlink.Route) error {
+	err := w.nl.RouteReplace(toRoute(want, index))
+	if !errors.Is(err, unix.EINVAL) || len(old) == 0 || old[0].LinkIndex == index {
+		return err
+	}
+	if err := w.nl.RouteDel(&old[0]); err != nil && !gone(err) {
+		return err
+	}
+	return w.nl.RouteReplace(toRoute(want, index))
 }
 
 // toRoute is the form that netlink takes. It has the protocol boot, as flannel's
@@ -118,7 +173,7 @@ func toRoute(r Route, index int) *netlink.Route {
 // same reports whether the kernel has a route as it is wanted.
 func same(have netlink.Route, want Route, index int) bool {
 	return have.Type == unix.RTN_UNICAST && len(have.MultiPath) == 0 && have.LinkIndex == index &&
-		have.Via == nil && toAddr(have.Gw) == want.Gw && have.Flags&int(netlink.FLAG_ONLINK) == onLink(want)
+		have.Priority == metric(want.Dst) && have.Via == nil && toAddr(have.Gw) == want.Gw && have.Flags&int(netlink.FLAG_ONLINK) == onLink(want)
 }
 
 func onLink(r Route) int {
@@ -133,7 +188,7 @@ func onLink(r Route) int {
 // backends make. The kernel's own are made with addresses, and go with those.
 func (w *work) ours(r netlink.Route) bool {
 	dst := toPrefix(r.Dst)
-	if r.Type != unix.RTN_UNICAST || r.Protocol == unix.RTPROT_KERNEL || len(r.MultiPath) > 0 || w.state.Area.own(dst) || !w.state.Area.contains(dst) {
+	if r.Type != unix.RTN_UNICAST || r.Priority != metric(dst) || r.Protocol == unix.RTPROT_KERNEL || len(r.MultiPath) > 0 || w.state.Area.own(dst) || !w.state.Area.contains(dst) {
 		return false
 	}
 	for _, l := range w.state.Links {

@@ -17,22 +17,29 @@ import (
 type system struct {
 	nl     *netlink.Handle
 	events *netwatch.Watcher
+	names  map[int]string // of links, in this round
 }
 
 // watched is what the listener compares events with. The Keeper's mutex guards it.
 type watched struct {
-	links map[string]bool
-	index map[int]bool
+	links map[string]bool // by name
+	index map[int]bool    // the same by number
+	own   map[int]bool    // those of them that are the Keeper's
 	area  Area
 }
 
-// openSystem opens the sockets in the namespace of the calling thread.
-func openSystem(k *Keeper) (*system, error) {
+// openSystem opens the socket to ask and change by, in the namespace of the calling
+// thread.
+func openSystem() (*system, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	s := &system{nl: nl}
+	return &system{nl: nl}, nil
+}
+
+// listen has the Keeper woken when something of its own has changed.
+func (s *system) listen(k *Keeper) (err error) {
 	s.events, err = netwatch.Open(netwatch.Links|netwatch.Addrs|netwatch.Routes|netwatch.Neighs,
 		func(e netwatch.Event) {
 			if k.concerns(e) {
@@ -42,15 +49,14 @@ func openSystem(k *Keeper) (*system, error) {
 		func(err error) {
 			k.cfg.Log.Error("changes of devices and routes are not noticed any more, but every half minute", "err", err)
 		})
-	if err != nil {
-		nl.Close()
-		return nil, err
-	}
-	return s, nil
+	return err
 }
 
 func (s *system) close() error {
-	err := s.events.Close()
+	var err error
+	if s.events != nil {
+		err = s.events.Close()
+	}
 	s.nl.Close()
 	return err
 }
@@ -60,14 +66,18 @@ func (k *Keeper) concerns(e netwatch.Event) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	w := k.watchd
+	if e.Neigh { // other links' come all the time
+		return w.own[e.Link]
+	}
 	return e.Lost || w.links[e.Name] || w.index[e.Link] || e.Dst.IsValid() && e.Dst.Bits() > 0 && w.area.touches(e.Dst)
 }
 
 // watch says what events are about something of ours from now on.
 func (k *Keeper) watch(s State, index map[string]int) {
-	w := watched{links: map[string]bool{}, index: map[int]bool{}, area: s.Area}
+	w := watched{links: map[string]bool{}, index: map[int]bool{}, own: map[int]bool{}, area: s.Area}
 	for _, l := range s.Links {
 		w.links[l.Name] = true
+		w.own[index[l.Name]] = true
 	}
 	for _, name := range s.Watch {
 		w.links[name] = true
@@ -101,13 +111,17 @@ func (s *system) Hop(to netip.Addr) (Hop, error) {
 			h.Gw = gw
 		}
 	}
-	if r.LinkIndex != 0 {
+	if r.LinkIndex == 0 {
+		return h, nil
+	}
+	if _, known := s.names[r.LinkIndex]; !known {
 		l, err := s.nl.LinkByIndex(r.LinkIndex)
 		if err != nil {
 			return Hop{}, fmt.Errorf("route to %v: interface %d: %w", to, r.LinkIndex, err)
 		}
-		h.Link = l.Attrs().Name
+		s.names[r.LinkIndex] = l.Attrs().Name
 	}
+	h.Link = s.names[r.LinkIndex]
 	return h, nil
 }
 
@@ -124,8 +138,13 @@ func again[T any](dump func() ([]T, error)) (list []T, err error) {
 
 // explain adds the remedy to errors of netlink that have one.
 func explain(err error) error {
-	if errors.Is(err, unix.EPERM) {
+	switch {
+	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
+		return fmt.Errorf("%w (the next hop is not on that link, or the link has no address)", err)
+	case errors.Is(err, unix.ENETDOWN):
+		return fmt.Errorf("%w (the link is down)", err)
 	}
 	return err
 }

@@ -14,9 +14,11 @@ type system struct{}
 // watched is nothing: no changes are reported.
 type watched struct{}
 
-func openSystem(*Keeper) (*system, error) {
+func openSystem() (*system, error) {
 	return nil, fmt.Errorf("links and routes: %w on %s (this backend is for Linux)", errors.ErrUnsupported, runtime.GOOS)
 }
+
+func (*system) listen(*Keeper) error { return nil }
 
 func (*system) close() error { return nil }
 

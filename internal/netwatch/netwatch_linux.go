@@ -27,6 +27,8 @@ type Event struct {
 	Name string
 	// Dst is where a route leads; the zero Prefix for all but routes.
 	Dst netip.Prefix
+	// Neigh: it is about a neighbour or a forwarding entry.
+	Neigh bool
 }
 
 // Groups of changes.
@@ -102,56 +104,69 @@ func tell(b []byte, happened func(Event)) {
 // event reads what a message is about.
 func event(m syscall.NetlinkMessage) (Event, bool) {
 	switch m.Header.Type {
-	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR,
-		unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		// The index is in the same place of struct ifinfomsg, ifaddrmsg and ndmsg.
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return linkEvent(m), true
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		// The index is in the same place of struct ifaddrmsg and ndmsg.
 		if len(m.Data) < 8 {
 			return Event{Lost: true}, true
 		}
-		e := Event{Link: int(binary.NativeEndian.Uint32(m.Data[4:]))}
-		if m.Header.Type == unix.RTM_NEWLINK || m.Header.Type == unix.RTM_DELLINK {
-			for _, a := range attributes(m) {
-				if a.Attr.Type == unix.IFLA_IFNAME {
-					e.Name = strings.TrimRight(string(a.Value), "\x00")
-				}
-			}
-		}
-		return e, true
+		neigh := m.Header.Type == unix.RTM_NEWNEIGH || m.Header.Type == unix.RTM_DELNEIGH
+		return Event{Link: int(binary.NativeEndian.Uint32(m.Data[4:])), Neigh: neigh}, true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return routeEvent(m), true
 	}
 	return Event{}, false
 }
 
-// routeEvent reads a route's destination and link. The default route has no RTA_DST.
-func routeEvent(m syscall.NetlinkMessage) Event {
-	e := Event{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
-	if len(m.Data) < 2 {
+// linkEvent reads a link's number and name.
+func linkEvent(m syscall.NetlinkMessage) Event {
+	attrs, ok := attributes(m, unix.SizeofIfInfomsg)
+	if !ok {
 		return Event{Lost: true}
 	}
+	e := Event{Link: int(binary.NativeEndian.Uint32(m.Data[4:]))}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.IFLA_IFNAME {
+			e.Name = strings.TrimRight(string(a.Value), "\x00")
+		}
+	}
+	return e
+}
+
+// routeEvent reads a route's destination and link. The default route has no RTA_DST.
+func routeEvent(m syscall.NetlinkMessage) Event {
+	attrs, ok := attributes(m, unix.SizeofRtMsg)
+	if !ok {
+		return Event{Lost: true}
+	}
+	e := Event{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}
 	if m.Data[0] == unix.AF_INET6 {
 		e.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
-	for _, a := range attributes(m) {
+	for _, a := range attrs {
 		switch a.Attr.Type {
 		case unix.RTA_OIF:
 			if len(a.Value) == 4 {
 				e.Link = int(binary.NativeEndian.Uint32(a.Value))
 			}
 		case unix.RTA_DST:
-			if addr, ok := netip.AddrFromSlice(a.Value); ok {
-				e.Dst = netip.PrefixFrom(addr, int(m.Data[1])) // rtm_dst_len
+			addr, ok := netip.AddrFromSlice(a.Value)
+			if !ok {
+				return Event{Lost: true}
 			}
+			e.Dst = netip.PrefixFrom(addr, int(m.Data[1])) // rtm_dst_len
 		}
 	}
 	return e
 }
 
-// attributes returns a message's attributes, none if they can't be read.
-func attributes(m syscall.NetlinkMessage) []syscall.NetlinkRouteAttr {
-	all, err := syscall.ParseNetlinkRouteAttr(&m)
-	if err != nil {
-		return nil
+// attributes returns the attributes behind a message's header of that size, and whether
+// they can be read. (Package syscall does not look whether there is a whole header.)
+func attributes(m syscall.NetlinkMessage, header int) ([]syscall.NetlinkRouteAttr, bool) {
+	if len(m.Data) < header {
+		return nil, false
 	}
-	return all
+	all, err := syscall.ParseNetlinkRouteAttr(&m)
+	return all, err == nil
 }

@@ -4,6 +4,7 @@
 package peerset
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -82,44 +83,25 @@ type claim struct {
 // Choose returns the peers that can be served, in the order of the leases, and what is
 // to be said of the others. A subnet that two hosts claim is the later lease's.
 func (c *Chooser) Choose(self Self, leases []lease.Lease, end End) (peers []Peer, notes []Note) {
+	var claims []claim
 	owner := make(map[netip.Prefix]claim, len(leases))
-	bad := func(i int, format string, args ...any) {
-		notes = append(notes, Note{fmt.Sprintf("peer %s: %s", Name(leases[i]), fmt.Sprintf(format, args...)), true})
-	}
 	for i, l := range leases {
 		if !c.mine(l.Attrs.BackendType) {
 			notes = append(notes, Note{fmt.Sprintf("peer %s has the backend %s: not carried by this one", Name(l), quoted(l.Attrs.BackendType)), false})
 			continue
 		}
-		if !l.Subnet.IsValid() && !l.Subnet6.IsValid() {
-			bad(i, "left out: the lease has no subnet")
+		mine, bad := c.claims(self, i, l, end)
+		notes = append(notes, bad...)
+		for _, now := range mine {
+			if before, taken := owner[now.subnet]; !taken || newer(l, now.at, leases[before.peer], before.at) {
+				owner[now.subnet] = now
+			}
 		}
-		said := ""
-		for _, s := range [...]netip.Prefix{l.Subnet, l.Subnet6} {
-			if !s.IsValid() {
-				continue
-			}
-			if why := c.Unusable(s, self.Key); why != "" {
-				bad(i, "%v left out: %s", s, why)
-				continue
-			}
-			at, why := end(l, s)
-			if why != "" {
-				if why != said { // else it is so for both
-					bad(i, "left out: %s", why)
-				}
-				said = why
-				continue
-			}
-			now := claim{i, s.Masked(), at}
-			before, taken := owner[now.subnet]
-			if taken && !newer(l, at, leases[before.peer], before.at) {
-				now, before = before, now
-			}
-			owner[now.subnet] = now
-			if taken && now.at != before.at { // else one host says it twice
-				bad(before.peer, "%v left out: it belongs to %v by a newer lease", s, now.at)
-			}
+		claims = append(claims, mine...)
+	}
+	for _, lost := range claims {
+		if won := owner[lost.subnet]; won.at != lost.at { // else one host says it twice
+			notes = append(notes, badNote(leases[lost.peer], "%v left out: it belongs to %v by a newer lease", lost.subnet, won.at))
 		}
 	}
 	all := make([]claim, 0, len(owner))
@@ -127,6 +109,38 @@ func (c *Chooser) Choose(self Self, leases []lease.Lease, end End) (peers []Peer
 		all = append(all, c)
 	}
 	return granted(leases, owner), append(notes, overlaps(all)...)
+}
+
+func badNote(l lease.Lease, format string, args ...any) Note {
+	return Note{fmt.Sprintf("peer %s: %s", Name(l), fmt.Sprintf(format, args...)), true}
+}
+
+// claims returns what a lease can be given, if nobody else claims it, and what is wrong
+// with the rest.
+func (c *Chooser) claims(self Self, i int, l lease.Lease, end End) (mine []claim, notes []Note) {
+	if !l.Subnet.IsValid() && !l.Subnet6.IsValid() {
+		return nil, []Note{badNote(l, "left out: the lease has no subnet")}
+	}
+	said := ""
+	for _, s := range [...]netip.Prefix{l.Subnet, l.Subnet6} {
+		if !s.IsValid() {
+			continue
+		}
+		if why := c.Unusable(s, self.Key); why != "" {
+			notes = append(notes, badNote(l, "%v left out: %s", s, why))
+			continue
+		}
+		at, why := end(l, s)
+		if why == "" {
+			mine = append(mine, claim{i, s.Masked(), at})
+			continue
+		}
+		if why != said { // else it is so for both
+			notes = append(notes, badNote(l, "left out: %s", why))
+		}
+		said = why
+	}
+	return mine, notes
 }
 
 // granted makes peers of the claims that hold.
@@ -166,10 +180,7 @@ func quoted(t string) string {
 // of the set must not matter, so that two leases without revisions (of a store that
 // has none) are told apart by address.
 func newer(a lease.Lease, atA netip.Addr, b lease.Lease, atB netip.Addr) bool {
-	if a.Revision != b.Revision {
-		return a.Revision > b.Revision
-	}
-	return atA.Compare(atB) > 0
+	return cmp.Or(cmp.Compare(a.Revision, b.Revision), atA.Compare(atB), strings.Compare(a.Key.String(), b.Key.String())) > 0
 }
 
 // Unusable says why a peer can't have a subnet, or "". Only what is in the network
@@ -198,6 +209,7 @@ func (c *Chooser) Unusable(s netip.Prefix, own lease.Key) string {
 
 // Unreachable says why no packet can be sent to a peer's public address, or "".
 func (s Self) Unreachable(at netip.Addr) string {
+	at = at.Unmap()
 	switch {
 	case !at.IsValid() || at.IsUnspecified():
 		return "it has no public address"
@@ -205,6 +217,8 @@ func (s Self) Unreachable(at netip.Addr) string {
 		return fmt.Sprintf("its public address %v is no single host's", at)
 	case at.Zone() != "", at.Is6() && at.IsLinkLocalUnicast():
 		return fmt.Sprintf("its public address %v is link-local (use a global one)", at)
+	case at.IsLoopback() && !slices.ContainsFunc(s.Addrs, netip.Addr.IsLoopback):
+		return fmt.Sprintf("its public address %v is of its loopback interface (have it announce another one)", at)
 	case slices.Contains(s.Addrs, at):
 		return fmt.Sprintf("its public address %v is this host's own (an old lease of this host, or two hosts with one public address)", at)
 	}
@@ -230,6 +244,9 @@ func overlaps(all []claim) (notes []Note) {
 	return notes
 }
 
+// mostErrors is how many bad notes are spelt out in an error; the log has all.
+const mostErrors = 8
+
 // Say logs the notes that were not there last time, and returns the bad ones as errors.
 func (c *Chooser) Say(notes []Note) error {
 	now := make(map[string]bool, len(notes))
@@ -246,6 +263,9 @@ func (c *Chooser) Say(notes []Note) error {
 		if n.Bad {
 			errs = append(errs, fmt.Errorf("%s: sync: %s", c.Backend, n.Text))
 		}
+	}
+	if more := len(errs) - mostErrors; more > 0 {
+		errs = append(errs[:mostErrors], fmt.Errorf("%s: sync: and %d more", c.Backend, more))
 	}
 	c.notes = now
 	return errors.Join(errs...)

@@ -22,7 +22,7 @@ const (
 func TestBackendsInVM(t *testing.T) {
 	m := Require(t)
 	m.RunTests(t, []Guest{
-		{Package: modulePath + "/encap/ipip", Run: "^TestKernel", Modules: []string{"ipip"}},
+		{Package: modulePath + "/encap/ipip", Run: "^TestKernel", Modules: []string{"ipip", "nf_tables"}},
 		{Package: modulePath + "/encap/wireguard", Run: "^TestKernel", Modules: []string{"wireguard"}},
 	})
 }

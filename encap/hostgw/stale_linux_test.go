@@ -1,0 +1,26 @@
+package hostgw
+
+import (
+	"testing"
+
+	"github.com/flannelkit/flannelkit/lease"
+	"github.com/vishvananda/netlink"
+)
+
+// TestStaleBehindFailure: a peer has moved to where no route can lead; the one to where it
+// was does not stay.
+func TestStaleBehindFailure(t *testing.T) {
+	l := newLab(t)
+	elsewhere := l.namespace("else")
+	must(t, elsewhere.Bridge("br0"))
+	a := l.host(1, l.sw, none, none)
+	l.plug(elsewhere, a.NS, "eth2")
+	must(t, a.AddAddr("eth2", prefix("203.0.113.1/24")))
+	a.route(&netlink.Route{}, "10.5.7.0/24", "192.0.2.7", "eth0") // where the peer was
+	a.start()
+	other := lease.Lease{Key: lease.Key{Subnet: prefix("10.5.7.0/24")}, Attrs: lease.Attrs{BackendType: "host-gw", PublicIP: ip("203.0.113.7")}}
+	if err := a.b.Sync(t.Context(), []lease.Lease{other}); err == nil {
+		t.Error("a peer on another interface, and no error")
+	}
+	a.wants()
+}
