@@ -191,17 +191,17 @@ func (v *vpc) Start(ctx context.Context, host backend.Host, own lease.Lease) (mt
 // startFirst does the first round by itself, so that nothing tries on after an error.
 func (v *vpc) startFirst(ctx context.Context, a aim) error {
 	v.state.setAim(a)
-	var made []place
+	var made, maybe []place
 	err := v.insist(ctx, func() error {
 		if err := v.open(ctx); err != nil {
 			return err
 		}
 		f := v.check(ctx, false)
-		made = append(made, f.made...)
+		made, maybe = append(made, f.made...), append(maybe, f.maybe...)
 		return f.err()
 	})
 	if err != nil {
-		return errors.Join(err, v.takeBack(ctx, made))
+		return errors.Join(err, v.takeBack(ctx, made, maybe))
 	}
 	v.state.begin()
 	every := v.opts.CheckEvery
@@ -213,13 +213,17 @@ func (v *vpc) startFirst(ctx context.Context, a aim) error {
 }
 
 // takeBack removes routes that a Start has made which failed after all, or whose ctx
-// has ended; therefore it has little time of its own.
-func (v *vpc) takeBack(ctx context.Context, made []place) error {
+// has ended; therefore it has little time of its own. Those that it may have made are
+// looked at first.
+func (v *vpc) takeBack(ctx context.Context, made, maybe []place) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.tune.undo)
 	defer cancel()
 	var errs []error
 	for _, p := range made {
 		errs = append(errs, v.cloud.remove(ctx, p.table, p.dest))
+	}
+	if len(maybe) > 0 {
+		errs = append(errs, v.withdraw(ctx, func(p place) bool { return slices.Contains(maybe, p) }))
 	}
 	return errors.Join(errs...)
 }
@@ -261,14 +265,14 @@ func (v *vpc) Close(keep bool) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), v.tune.closing, fmt.Errorf("not done within %v", v.tune.closing))
 	defer cancel()
-	if err := v.withdraw(ctx); err != nil {
+	if err := v.withdraw(ctx, func(place) bool { return true }); err != nil {
 		return fmt.Errorf("awsvpc: close: routes to this host are left behind: %w", err)
 	}
 	return nil
 }
 
-// withdraw deletes our routes where they still lead to us.
-func (v *vpc) withdraw(ctx context.Context) error {
+// withdraw deletes our routes, those chosen, where they still lead to us.
+func (v *vpc) withdraw(ctx context.Context, chosen func(place) bool) error {
 	var ids []string
 	for id := range v.touched {
 		ids = append(ids, id)
@@ -284,7 +288,7 @@ func (v *vpc) withdraw(ctx context.Context) error {
 	var errs []error
 	for _, t := range tables {
 		for _, dest := range v.state.aim().own.Prefixes() {
-			if r, ok := t.route(dest); ok && (r.eni == v.state.eni() || r.instance == v.cloud.instance) {
+			if r, ok := t.route(dest); ok && chosen(place{t.id, dest}) && (r.eni == v.state.eni() || r.instance == v.cloud.instance) {
 				errs = append(errs, v.cloud.remove(ctx, t.id, dest))
 			}
 		}

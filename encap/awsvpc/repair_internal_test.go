@@ -2,8 +2,10 @@ package awsvpc
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/flannelkit/flannelkit/encap/awsvpc/internal/fakeec2"
 	"github.com/flannelkit/flannelkit/lease"
@@ -21,6 +23,10 @@ func TestWhatStartFinds(t *testing.T) {
 		{"ours", func(r *rig) { r.ec2.SetRoute("rtb-a", "10.5.7.0/24", "eni-1") }, nil},
 		{"elsewhere", func(r *rig) { r.ec2.SetRoute("rtb-a", "10.5.7.0/24", "eni-2") }, []string{replace}},
 		{"blackhole", func(r *rig) { r.ec2.SetRoute("rtb-a", "10.5.7.0/24", "eni-gone") }, []string{replace}},
+		{"ours, but a blackhole", func(r *rig) {
+			r.ec2.SetRoute("rtb-a", "10.5.7.0/24", "eni-1")
+			r.ec2.Kill("rtb-a", "10.5.7.0/24")
+		}, []string{replace}},
 		{"of a stopped host", func(r *rig) {
 			r.ec2.SetRoute("rtb-a", "10.5.7.0/24", "eni-2")
 			r.ec2.SetState("i-2", "stopped")
@@ -149,6 +155,22 @@ func TestBlackholes(t *testing.T) {
 
 func sorted(s ...string) []string { slices.Sort(s); return s }
 
+// TestSweepRace has another host remove the blackhole first.
+func TestSweepRace(t *testing.T) {
+	r := newRig(t)
+	r.ec2.SetRoute("rtb-a", "10.5.200.0/24", "eni-gone")
+	r.ec2.Before("DeleteRoute", func() { r.ec2.SetRoute("rtb-a", "10.5.200.0/24", "") })
+	r.on("i-1")
+	v := r.backend(network4, never)
+	r.start(v, "10.0.1.10", "10.5.7.0/24")
+	check(t, v.Sync(t.Context(), nil))
+	wait(t, "the round is over", func() bool { return r.log.Count("put right", "10.5.200.0/24") == 1 })
+	check(t, v.Probe())
+	if n := r.log.Count("can't remove"); n != 0 {
+		t.Errorf("what is gone already is complained about: %q", r.log.With("can't remove"))
+	}
+}
+
 // TestSweepIsNoDuty has no permission to delete.
 func TestSweepIsNoDuty(t *testing.T) {
 	r := newRig(t)
@@ -232,6 +254,22 @@ func TestSyncAsksNobody(t *testing.T) {
 	}
 	check(t, v.Close(true))
 	r.expectCalls()
+
+	// A round that was asked for might only not have come yet.
+	stray, peer := leaseOf("10.5.200.0/24").Prefixes(), leaseOf("10.5.8.0/24").Prefixes()
+	for _, c := range []struct {
+		strays []netip.Prefix
+		want   bool
+	}{{stray, true}, {peer, false}, {nil, false}} {
+		var s state
+		s.saw(findings{strays: c.strays}, time.Now())
+		if got := s.setPeers(peer); got != c.want {
+			t.Errorf("with blackholes %v and peers %v the first Sync asks for a round: %v", c.strays, peer, got)
+		}
+		if s.setPeers(nil) {
+			t.Errorf("with blackholes %v the second Sync asks for a round", c.strays)
+		}
+	}
 }
 
 // TestTableChanges associates the subnet with another table.

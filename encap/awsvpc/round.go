@@ -34,6 +34,7 @@ type place struct {
 type findings struct {
 	done   []string       // what was put right
 	made   []place        // routes that were created, not replaced
+	maybe  []place        // routes that may have been created, since the answer is lost
 	gone   []place        // blackholes that were removed
 	strays []netip.Prefix // blackholes that were left, since a peer may have them
 	wrong  []error        // what is not as it must be
@@ -133,13 +134,17 @@ func (v *vpc) settle(ctx context.Context, f *findings, t table, dest netip.Prefi
 			v.touched[t.id] = true
 			return nil
 		case there:
+			v.touched[t.id] = true // before: the answer may be lost
 			err = v.cloud.replace(ctx, t.id, dest, n.id)
 		default:
+			v.touched[t.id] = true
 			err = v.create(ctx, f, t, dest, n)
+			if err != nil && codeOf(err) == "" {
+				f.maybe = append(f.maybe, place{t.id, dest})
+			}
 		}
 		switch {
 		case err == nil:
-			v.touched[t.id] = true
 			f.done = append(f.done, fmt.Sprintf("route %s in %s %s", dest, t.id, was(r, there)))
 			if !there {
 				f.made = append(f.made, place{t.id, dest})

@@ -138,6 +138,24 @@ func TestThrottling(t *testing.T) {
 	}
 }
 
+// TestAttempts counts how often the SDK sends a request that fails.
+func TestAttempts(t *testing.T) {
+	for _, c := range []struct {
+		env  string
+		want int
+	}{{"", 4}, {"2", 2}} {
+		r := newRig(t)
+		t.Setenv("AWS_MAX_ATTEMPTS", c.env)
+		r.on("i-1")
+		r.ec2.Fail("DescribeInstances", 9, fakeec2.Fault{Status: 500})
+		_, err := r.backend(network4, never).Prepare(t.Context(), host("10.0.1.10"))
+		expectError(t, err, ErrUnavailable)
+		if n := len(r.ec2.Calls()); n != c.want {
+			t.Errorf("with AWS_MAX_ATTEMPTS=%q the request is sent %d times, not %d", c.env, n, c.want)
+		}
+	}
+}
+
 // TestCancel ends ctx while a call waits: for an answer, in the SDK's pause, and in ours.
 func TestCancel(t *testing.T) {
 	for _, c := range []struct {
@@ -177,6 +195,20 @@ func TestCancel(t *testing.T) {
 			r.expect("rtb-a")
 		})
 	}
+}
+
+// TestCancelInDoubt ends ctx after EC2 has made the route, and before it says so.
+func TestCancelInDoubt(t *testing.T) {
+	r := newRig(t)
+	r.on("i-1")
+	v := r.backend(network4, never)
+	r.ec2.Fail("CreateRoute", 1, fakeec2.Fault{Hang: true, Done: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-r.ec2.Hanging(); cancel() }()
+	_, err := v.Start(ctx, host("10.0.1.10"), leaseOf("10.5.7.0/24"))
+	expectError(t, err, context.Canceled)
+	r.expectWrites("ModifyNetworkInterfaceAttribute eni-1", "CreateRoute rtb-a 10.5.7.0/24 eni-1", "DeleteRoute rtb-a 10.5.7.0/24")
+	r.expect("rtb-a")
 }
 
 func codeOfFault(f fakeec2.Fault) string {

@@ -248,12 +248,7 @@ func (o *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 
 // prune removes routes of other backends.
 func (o *overlay) prune() error {
-	area := netstate.Area{Own: o.plan.local}
-	for _, r := range []lease.Range{o.network.IPv4, o.network.IPv6} {
-		if r.Enabled() {
-			area.Networks = append(area.Networks, netstate.Range{Prefix: r.Prefix.Masked(), SubnetLen: r.SubnetLen})
-		}
-	}
+	area := netstate.AreaOf(o.network, o.key)
 	return o.ns.Do(func() error { return o.devices.prune(area) })
 }
 

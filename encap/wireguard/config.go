@@ -121,6 +121,12 @@ type secret [32]byte
 // Format implements fmt.Formatter for all verbs.
 func (secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("(secret)")) }
 
+// Format implements fmt.Formatter, since fmt calls no methods of unexported fields.
+func (k keys) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "{public:%s}", k.public) }
+
+// Format implements fmt.Formatter for the same reason.
+func (w *wireguard) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "wireguard%v", w.keys) }
+
 // MarshalText keeps it out of JSON, and so out of JSON logs.
 func (secret) MarshalText() ([]byte, error) { return []byte("(secret)"), nil }
 

@@ -129,16 +129,11 @@ func diffPeer(want peer, keepalive time.Duration, psk secret, have *wgtypes.Peer
 }
 
 // misled reports whether a device sends to the wrong place. Another place than the
-// lease's is right while the peer is heard from there.
+// lease's is right while the peer is heard from there. What a predecessor's device knows
+// may be older than the lease, so that it is told once.
 func misled(want netip.AddrPort, have *wgtypes.Peer, told netip.AddrPort, now time.Time) bool {
 	at := addrPort(have.Endpoint)
-	switch {
-	case at == want:
-		return false
-	case !at.IsValid(), told.IsValid() && told != want:
-		return true
-	}
-	return now.Sub(have.LastHandshakeTime) > session
+	return at != want && (!at.IsValid() || told != want || now.Sub(have.LastHandshakeTime) > session)
 }
 
 func addrPort(a *net.UDPAddr) netip.AddrPort {

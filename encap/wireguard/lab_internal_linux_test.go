@@ -124,6 +124,8 @@ func (l *lab) addHost(n int, impl Implementation) *host {
 	ns, err := l.Namespace(fmt.Sprintf("host%d", n))
 	check(l.t, err)
 	h := &host{NS: ns, lab: l, n: n, log: &testlog.Messages{}, impl: impl, key: filepath.Join(l.dir, "keys", fmt.Sprint(n))}
+	// Else the second address of a subnet goes with the first.
+	check(l.t, ns.Sysctl("net/ipv4/conf/all/promote_secondaries", "1"))
 	port := fmt.Sprintf("port%d", n)
 	check(l.t, l.Veth(ns, "eth0", l.wire, port, 1500))
 	br, err := l.wire.Netlink().LinkByName("br0")

@@ -2,7 +2,6 @@ package wireguard
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -140,6 +139,9 @@ func testThousand(t *testing.T, a, _ Implementation) {
 	one := l.hosts[0]
 	one.start()
 	all := make([]lease.Lease, 1000)
+	if a == Kernel { // as a rule in an emulated machine
+		all = all[:200]
+	}
 	for i := range all {
 		n := lease.Lease{Revision: uint64(i)}
 		n.Subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)
@@ -153,15 +155,15 @@ func testThousand(t *testing.T, a, _ Implementation) {
 	}
 	began := time.Now()
 	check(t, one.b.Sync(context.Background(), all))
-	t.Logf("1000 peers with IPv4 and IPv6: first Sync %v", time.Since(began))
-	if got := one.peers(deviceName); len(got) != 1000 {
-		t.Fatalf("%d peers, want 1000", len(got))
+	t.Logf("%d peers with IPv4 and IPv6: first Sync %v", len(all), time.Since(began))
+	if got := one.peers(deviceName); len(got) != len(all) {
+		t.Fatalf("%d peers, want %d", len(got), len(all))
 	}
 	before := one.b.sys.peers.Load()
-	all[500].Attrs.PublicIP = netip.MustParseAddr("198.18.200.1")
+	all[100].Attrs.PublicIP = netip.MustParseAddr("198.18.200.1")
 	began = time.Now()
 	check(t, one.b.Sync(context.Background(), all))
-	t.Logf("one of 1000 peers changed: Sync %v", time.Since(began))
+	t.Logf("one of %d peers changed: Sync %v", len(all), time.Since(began))
 	if n := one.b.sys.peers.Load() - before; n != 1 {
 		t.Errorf("%d peers were set, want 1", n)
 	}
@@ -296,17 +298,36 @@ func testFailures(t *testing.T, a, _ Implementation) {
 	if one.link(deviceName) != nil || one.guards() > 0 {
 		t.Error("a device or route is left behind")
 	}
-	check(t, blocker.Close())
+	// What a predecessor has left against packets in the clear stays.
+	left := guard(l.network.IPv4.Prefix)
+	check(t, one.Netlink().RouteAdd(left))
+	if _, err = one.tryStart(); err == nil || one.guards() != 1 {
+		t.Errorf("%v, %d guard routes, want the predecessor's one", err, one.guards())
+	}
+	check(t, one.Netlink().RouteDel(left), blocker.Close())
 
 	// Another process's device is not touched.
-	check(t, one.Netlink().LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: deviceName, MTU: 1333}, Mode: netlink.TUNTAP_MODE_TUN, NonPersist: true, Queues: 1}))
+	other := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: deviceName, MTU: 1333}, Mode: netlink.TUNTAP_MODE_TUN, NonPersist: true, Queues: 1}
+	check(t, one.Do(func() error { return netlink.LinkAdd(other) }))
 	_, err = one.tryStart()
-	if err == nil {
-		t.Error("no error, though there is a device that is not ours")
+	if !errors.Is(err, unix.EBUSY) || !strings.Contains(fmt.Sprint(err), "another process") {
+		t.Errorf("another process has the device, and the error is %v", err)
 	}
-	if link := one.link(deviceName); link != nil {
-		check(t, one.Netlink().LinkDel(link))
+	if link := one.link(deviceName); link == nil || link.Attrs().MTU == 1420 || link.Attrs().Flags&net.FlagUp != 0 {
+		t.Errorf("another process's device was touched: %v", link)
 	}
-	_ = json.RawMessage{}
+	for _, f := range other.Fds {
+		check(t, f.Close())
+	}
+	if one.guards() > 0 {
+		t.Error("a guard route is left behind")
+	}
+
+	// One that was left behind by nobody in particular is replaced.
+	check(t, one.Do(func() error {
+		return netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: deviceName}, Mode: netlink.TUNTAP_MODE_TUN})
+	}))
+	_, err = one.tryStart()
+	check(t, err, one.b.Close(false))
 	done()
 }

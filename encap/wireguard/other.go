@@ -19,7 +19,7 @@ func openSystem(*wireguard) (*system, error) { return nil, errSystem }
 
 func (*system) state([]spec) (netstate.State, error) { return netstate.State{}, errSystem }
 
-func (*system) close(bool) error { return nil }
+func (*system) close(netstate.Fate) error { return nil }
 
 func loadKey(string) (secret, bool, error) { return secret{}, false, errSystem }
 

@@ -28,10 +28,10 @@ const guardMetric = 1 << 30
 type system struct {
 	w      *wireguard
 	nl     *netlink.Handle
-	kernel *wgctrl.Client     // nil before the first kernel device
-	inproc map[string]*inproc // wireguard-go's devices, by name
-	said   map[string]string  // who carries packets, by device
-	guards map[netip.Prefix]bool
+	kernel *wgctrl.Client        // nil before the first kernel device
+	inproc map[string]*inproc    // wireguard-go's devices, by name
+	said   map[string]string     // who carries packets, by device
+	guards map[netip.Prefix]bool // whether it was made here, and not found
 	swept  bool
 
 	devices, peers, removed atomic.Uint64 // what was set, for tests
@@ -202,7 +202,7 @@ func (s *system) guard(networks []netip.Prefix) error {
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("wireguard: guard route to %v: %w", n, err)
 		}
-		s.guards[n] = true
+		s.guards[n] = s.guards[n] || err == nil
 	}
 	return nil
 }
@@ -232,16 +232,16 @@ func (s *system) sweep(specs []spec) {
 	}
 }
 
-// close ends everything in this process. netstate has removed the devices, if they
-// were to be.
-func (s *system) close(keep bool) error {
+// close ends everything in this process. netstate has done with the devices what fate
+// says; it decides on the guard routes too.
+func (s *system) close(fate netstate.Fate) error {
 	var errs []error
 	for dev := range s.inproc {
 		s.drop(dev)
 	}
-	for n := range s.guards {
-		if keep {
-			break
+	for n, made := range s.guards {
+		if fate == netstate.Leave || fate == netstate.Undo && !made {
+			continue
 		}
 		if err := s.nl.RouteDel(guard(n)); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("remove the guard route to %v: %w", n, err))

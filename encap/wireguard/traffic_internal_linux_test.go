@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -40,20 +41,32 @@ func scenarios() []scenario {
 		{"Restart", testRestart},
 		{"Close", testClose},
 		{"Failures", testFailures},
+		{"MixedModes", testMixedModes},
+		{"Clones", testClones},
 	}
 }
 
-func runAll(t *testing.T, a, b Implementation) {
+// runAll runs the scenarios, or those that are named.
+func runAll(t *testing.T, a, b Implementation, only ...string) {
 	for _, s := range scenarios() {
-		t.Run(s.name, func(t *testing.T) { s.run(t, a, b) })
+		if len(only) == 0 || slices.Contains(only, s.name) {
+			t.Run(s.name, func(t *testing.T) { s.run(t, a, b) })
+		}
 	}
 }
 
 func TestUserspace(t *testing.T) { runAll(t, Userspace, Userspace) }
 
-func TestKernel(t *testing.T) { needs(t, Kernel); runAll(t, Kernel, Kernel) }
+func TestKernel(t *testing.T) {
+	needs(t, Kernel)
+	runAll(t, Kernel, Kernel)
+}
 
-func TestKernelMixed(t *testing.T) { needs(t, Kernel, Userspace); runAll(t, Kernel, Userspace) }
+// TestKernelMixed has only what concerns both ends: a virtual machine is slow.
+func TestKernelMixed(t *testing.T) {
+	needs(t, Kernel, Userspace)
+	runAll(t, Kernel, Userspace, "Modes", "PSK", "Address")
+}
 
 const simple = `{"Type":"wireguard"}`
 
@@ -228,10 +241,37 @@ func testForgers(t *testing.T, a, b Implementation) {
 		t.Error("a packet of a host that is no peer arrived")
 	}
 	// A bare IP packet in UDP, as the udp backend has it, is nothing here.
-	if send(t, forger.NS, netip.AddrPortFrom(forger.at.Addr4, 0), one.NS, netip.AddrPortFrom(one.pod[0], 51820), 2) {
-		t.Error("a plain packet to the port arrived")
+	pod, from := socket(t, one.NS, netip.AddrPortFrom(one.pod[0], 7777)), socket(t, forger.NS, netip.AddrPortFrom(forger.at.Addr4, 0))
+	bare := datagram(forger.pod[0], one.pod[0], 7777)
+	for range 3 {
+		_, err := from.WriteToUDPAddrPort(bare, netip.AddrPortFrom(one.at.Addr4, 51820))
+		check(t, err)
 	}
+	check(t, pod.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+	if n, _, err := pod.ReadFromUDPAddrPort(make([]byte, 2000)); err == nil {
+		t.Errorf("a plain packet of %d bytes arrived", n)
+	}
+	check(t, pod.Close())
 	reach(t, one, two)
+}
+
+// datagram is an IPv4 packet with UDP.
+func datagram(src, dst netip.Addr, port uint16) []byte {
+	p := make([]byte, 20+8, 20+8+len(plaintext))
+	p = append(p, plaintext...)
+	p[0], p[8], p[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(p[2:], uint16(len(p)))
+	copy(p[12:], src.AsSlice())
+	copy(p[16:], dst.AsSlice())
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+	binary.BigEndian.PutUint16(p[20:], 5555)
+	binary.BigEndian.PutUint16(p[22:], port)
+	binary.BigEndian.PutUint16(p[24:], uint16(len(p)-20))
+	return p // without the UDP checksum, which IPv4 does not need
 }
 
 // testSources has packets of a peer dropped whose source is not in its subnet.

@@ -40,8 +40,14 @@
 //
 // The kernel's WireGuard, where it has it: the device stays when the process ends and
 // Close was asked to keep it, sessions included. Otherwise wireguard-go inside this
-// process, with a TUN device of the same name. That device ends with the process. On
-// the wire both are the same.
+// process, with a TUN device of the same name. That device ends with the process,
+// whatever Close was asked. On the wire both are the same. A network namespace has room
+// for one network of this backend, since the names of the devices are flannel's; a
+// device that another process has open is left alone, and Start fails.
+//
+// An endpoint that WireGuard has learnt of a peer, because it roams, stays for as long
+// as the peer is heard from there: until its lease has another address, or for three
+// minutes after the last handshake.
 //
 // A route that leads nowhere, of the metric 1073741824 (blackhole), stands behind
 // the one to each network through the device. Where the device is missing, for whatever
@@ -205,7 +211,7 @@ func (w *wireguard) Start(ctx context.Context, host backend.Host, own lease.Leas
 	}
 	mtu, err = w.Backend.Start(ctx, host, own)
 	if err != nil && first {
-		_ = w.closed(false) // the error to tell is Start's
+		_ = w.finish(netstate.Undo) // the error to tell is Start's
 	}
 	return mtu, err
 }
@@ -225,13 +231,20 @@ func (w *wireguard) plan(s kernelbackend.Situation, _ netstate.Kernel) (netstate
 	return w.sys.state(w.cfg.specs(w.params.Network, s))
 }
 
-// closed implements kernelbackend.Config.Closed: what is in this process ends, and
-// the guard routes unless keep.
+// closed implements kernelbackend.Config.Closed.
 func (w *wireguard) closed(keep bool) error {
+	if keep {
+		return w.finish(netstate.Leave)
+	}
+	return w.finish(netstate.Remove)
+}
+
+// finish ends what is in this process, and the guard routes as fate says.
+func (w *wireguard) finish(fate netstate.Fate) error {
 	if w.sys == nil {
 		return nil
 	}
-	err := w.sys.close(keep)
+	err := w.sys.close(fate)
 	w.sys, w.devices = nil, map[string]*mind{}
 	return err
 }

@@ -233,12 +233,7 @@ func (b *Backend) plan(k netstate.Kernel) (netstate.State, error) {
 	s, err := b.cfg.Plan(b.now, k)
 	s.Prune = b.synced
 	s.Watch = append(s.Watch, b.now.Host.Link)
-	s.Area = netstate.Area{Own: b.now.Own.Key.Prefixes()}
-	for _, r := range []lease.Range{b.cfg.Params.Network.IPv4, b.cfg.Params.Network.IPv6} {
-		if r.Enabled() {
-			s.Area.Networks = append(s.Area.Networks, netstate.Range{Prefix: r.Prefix.Masked(), SubnetLen: r.SubnetLen})
-		}
-	}
+	s.Area = netstate.AreaOf(b.cfg.Params.Network, b.now.Own.Key)
 	return s, err
 }
 

@@ -31,7 +31,8 @@ func (a Area) own(p netip.Prefix) bool {
 // subnet reports whether p has the form of a peer's subnet.
 func (a Area) subnet(p netip.Prefix) bool {
 	r, ok := a.network(p)
-	return ok && p.Bits() == r.SubnetLen && !a.own(p)
+	return ok && p.Bits() == r.SubnetLen && !a.own(p) &&
+		(!r.Min.IsValid() || r.Min.Compare(p.Addr()) <= 0) && (!r.Max.IsValid() || p.Addr().Compare(r.Max) <= 0)
 }
 
 // touches reports whether p has to do with the area.

@@ -119,7 +119,7 @@ func base() State {
 		Addrs: []Addr{{vx, pfx("10.244.0.0/32")}, {vx, pfx("fd00:244::/128")}},
 		Watch: []string{ext},
 		Area: Area{
-			Networks: []Range{{pfx("10.244.0.0/16"), 24}, {pfx("fd00:244::/48"), 64}},
+			Networks: []Range{{Prefix: pfx("10.244.0.0/16"), SubnetLen: 24}, {Prefix: pfx("fd00:244::/48"), SubnetLen: 64}},
 			Own:      []netip.Prefix{pfx("10.244.0.0/24"), pfx("fd00:244::/64")},
 		},
 		Prune: true,

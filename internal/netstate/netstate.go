@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 
+	"github.com/flannelkit/flannelkit/lease"
 	"github.com/vishvananda/netlink"
 )
 
@@ -44,8 +45,8 @@ type State struct {
 	// Prune removes what is the backend's and not wanted: in the Area on its
 	// Links all addresses, permanent neighbours and routes, and all forwarding
 	// entries; through other links, routes of the form that flannel's backends
-	// make: in the Area, via a gateway, to a prefix of exactly a subnet's length,
-	// with the usual metric. Without Prune nothing is removed: while the peers
+	// make: to what can be a host's subnet, via a gateway, with the usual metric
+	// and the protocol boot. Without Prune nothing is removed: while the peers
 	// are not known yet, a predecessor's entries stay.
 	Prune bool
 }
@@ -65,6 +66,21 @@ type Range struct {
 	Prefix netip.Prefix
 	// SubnetLen is the length of the subnets' prefixes in bits.
 	SubnetLen int
+	// Min and Max are the first addresses of the first and of the last subnet
+	// that hosts can have; the zero Addr is no limit. Networks as wide as
+	// 10.0.0.0/8 have other things in them than subnets of hosts.
+	Min, Max netip.Addr
+}
+
+// AreaOf returns the area of a network, for a host with that lease.
+func AreaOf(network lease.Network, own lease.Key) Area {
+	a := Area{Own: own.Prefixes()}
+	for _, r := range []lease.Range{network.IPv4, network.IPv6} {
+		if r.Enabled() {
+			a.Networks = append(a.Networks, Range{Prefix: r.Prefix.Masked(), SubnetLen: r.SubnetLen, Min: r.Min, Max: r.Max})
+		}
+	}
+	return a
 }
 
 // A Link is a device of the backend's own.

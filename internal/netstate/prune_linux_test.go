@@ -37,8 +37,11 @@ func (h *host) by(link string, gw string) func(r *netlink.Route) {
 	}
 }
 
-func table(n int) func(r *netlink.Route)       { return func(r *netlink.Route) { r.Table = n } }
-func withMetric(n int) func(r *netlink.Route)  { return func(r *netlink.Route) { r.Priority = n } }
+func table(n int) func(r *netlink.Route)      { return func(r *netlink.Route) { r.Table = n } }
+func withMetric(n int) func(r *netlink.Route) { return func(r *netlink.Route) { r.Priority = n } }
+func proto(n netlink.RouteProtocol) func(r *netlink.Route) {
+	return func(r *netlink.Route) { r.Protocol = n }
+}
 func ofType(n int) func(r *netlink.Route)      { return func(r *netlink.Route) { r.Type = n } }
 func (h *host) neigh(link, ip string, mac MAC) { h.neighState(link, ip, mac, unix.NUD_PERMANENT) }
 func (h *host) neighState(link, ip string, mac MAC, state int) {
@@ -75,29 +78,30 @@ func strangers(h *host) {
 	h.neigh(vx, "10.9.9.10", peerMAC(3))
 	h.neigh(ext, "192.0.2.77", peerMAC(3))
 	h.neigh("pod0", "10.244.0.9", peerMAC(3))
-	h.route("10.244.0.128/25", h.by("pod0", ""))                              // inside our own
-	h.route("10.244.0.77/32", h.by("pod0", "10.244.0.9"))                     // inside our own, via a gateway
-	h.route("10.244.20.0/24", h.by("pod0", ""))                               // of a subnet's length, without a gateway
-	h.route("10.244.21.0/25", h.by(ext, "192.0.2.10"))                        // of another length
-	h.route("10.244.32.0/20", h.by(ext, "192.0.2.10"))                        // of another length
-	h.route("10.244.22.0/24", h.by(ext, "192.0.2.10"), withMetric(100))       // another metric
-	h.route("10.244.23.0/24", h.by(ext, "192.0.2.10"), table(100))            // another table
-	h.route("10.245.1.0/24", h.by(ext, "192.0.2.10"))                         // outside of the area
-	h.route("10.0.0.0/8", h.by(ext, "192.0.2.10"))                            // around the area
-	h.route("0.0.0.0/0", h.by(ext, "192.0.2.10"))                             // around all
-	h.route("10.77.0.0/16", h.by(vx, ""))                                     // through the device, outside of the area
-	h.route("10.244.24.0/24", h.by(vx, "10.244.24.0"), withMetric(50))        // the device's, with another metric
-	h.route("10.244.25.0/24", ofType(unix.RTN_BLACKHOLE))                     // leads nowhere
-	h.route("10.244.26.0/24", ofType(unix.RTN_UNREACHABLE))                   // leads nowhere
-	h.route("10.244.64.0/18", ofType(unix.RTN_PROHIBIT))                      // leads nowhere
-	h.route("fd00:244:0:20::/64", h.by("pod0", ""))                           // as above
-	h.route("fd00:244:0:21::/65", h.by(ext, "2001:db8::10"))                  //
-	h.route("fd00:244:0:22::/64", h.by(ext, "2001:db8::10"), table(100))      //
-	h.route("fd00:244:0:23::/64", h.by(ext, "2001:db8::10"), withMetric(100)) //
-	h.route("fd00:244:0:0:8000::/65", h.by("pod0", ""))                       //
-	h.route("fd00:245::/64", h.by(ext, "2001:db8::10"))                       //
-	h.route("::/0", h.by(ext, "2001:db8::10"))                                //
-	h.route("fd00:244:0:25::/64", ofType(unix.RTN_BLACKHOLE))                 //
+	h.route("10.244.0.128/25", h.by("pod0", ""))                                  // inside our own
+	h.route("10.244.0.77/32", h.by("pod0", "10.244.0.9"))                         // inside our own, via a gateway
+	h.route("10.244.20.0/24", h.by("pod0", ""))                                   // of a subnet's length, without a gateway
+	h.route("10.244.21.0/25", h.by(ext, "192.0.2.10"))                            // of another length
+	h.route("10.244.32.0/20", h.by(ext, "192.0.2.10"))                            // of another length
+	h.route("10.244.22.0/24", h.by(ext, "192.0.2.10"), withMetric(100))           // another metric
+	h.route("10.244.23.0/24", h.by(ext, "192.0.2.10"), table(100))                // another table
+	h.route("10.244.27.0/24", h.by(ext, "192.0.2.10"), proto(unix.RTPROT_STATIC)) // a network manager's
+	h.route("10.245.1.0/24", h.by(ext, "192.0.2.10"))                             // outside of the area
+	h.route("10.0.0.0/8", h.by(ext, "192.0.2.10"))                                // around the area
+	h.route("0.0.0.0/0", h.by(ext, "192.0.2.10"))                                 // around all
+	h.route("10.77.0.0/16", h.by(vx, ""))                                         // through the device, outside of the area
+	h.route("10.244.24.0/24", h.by(vx, "10.244.24.0"), withMetric(50))            // the device's, with another metric
+	h.route("10.244.25.0/24", ofType(unix.RTN_BLACKHOLE))                         // leads nowhere
+	h.route("10.244.26.0/24", ofType(unix.RTN_UNREACHABLE))                       // leads nowhere
+	h.route("10.244.64.0/18", ofType(unix.RTN_PROHIBIT))                          // leads nowhere
+	h.route("fd00:244:0:20::/64", h.by("pod0", ""))                               // as above
+	h.route("fd00:244:0:21::/65", h.by(ext, "2001:db8::10"))                      //
+	h.route("fd00:244:0:22::/64", h.by(ext, "2001:db8::10"), table(100))          //
+	h.route("fd00:244:0:23::/64", h.by(ext, "2001:db8::10"), withMetric(100))     //
+	h.route("fd00:244:0:0:8000::/65", h.by("pod0", ""))                           //
+	h.route("fd00:245::/64", h.by(ext, "2001:db8::10"))                           //
+	h.route("::/0", h.by(ext, "2001:db8::10"))                                    //
+	h.route("fd00:244:0:25::/64", ofType(unix.RTN_BLACKHOLE))                     //
 }
 
 func TestPruneRemovesLeftoversOnly(t *testing.T) {

@@ -196,7 +196,7 @@ func (w *work) ours(r netlink.Route) bool {
 			return true
 		}
 	}
-	return r.Gw != nil && w.state.Area.subnet(dst)
+	return r.Gw != nil && r.Protocol == unix.RTPROT_BOOT && w.state.Area.subnet(dst)
 }
 
 // describe says where a route leads.

@@ -19,7 +19,7 @@ import (
 func thousand(n, family int) State {
 	s := base()
 	s.Area = Area{
-		Networks: []Range{{pfx("10.0.0.0/8"), 24}, {pfx("fd00:244::/48"), 64}},
+		Networks: []Range{{Prefix: pfx("10.0.0.0/8"), SubnetLen: 24}, {Prefix: pfx("fd00:244::/48"), SubnetLen: 64}},
 		Own:      []netip.Prefix{pfx("10.244.0.0/24"), pfx("fd00:244::/64")},
 	}
 	for i := 1; i <= n; i++ {

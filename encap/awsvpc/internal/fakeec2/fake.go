@@ -198,6 +198,17 @@ func (s *Server) SetRoute(table, dest, eni string) {
 	}
 }
 
+// Kill has a route be a blackhole, whatever it leads to.
+func (s *Server) Kill(table, dest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.table(table); t != nil {
+		for i := range t.Routes {
+			t.Routes[i].Dead = t.Routes[i].Dead || t.Routes[i].Dest.String() == dest
+		}
+	}
+}
+
 // AddGatewayRoute makes a route to a gateway that is gone.
 func (s *Server) AddGatewayRoute(table, dest, gateway, origin string) {
 	s.mu.Lock()
