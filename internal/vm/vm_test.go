@@ -23,7 +23,7 @@ func TestBackendsInVM(t *testing.T) {
 	m := Require(t)
 	m.RunTests(t, []Guest{
 		{Package: modulePath + "/encap/ipip", Run: "^TestKernel", Modules: []string{"ipip", "nf_tables"}},
-		{Package: modulePath + "/encap/wireguard", Run: "^TestKernel", Modules: []string{"wireguard"}},
+		{Package: modulePath + "/encap/wireguard", Run: "^TestKernel", Modules: []string{"wireguard"}, Timeout: 10 * time.Minute},
 	})
 }
 
