@@ -132,7 +132,7 @@ func offLink(link string, at netip.Addr, k netstate.Kernel) (doubt, why string) 
 		return "", ""
 	case hop.Local:
 		return "", fmt.Sprintf("%v is an address of this host (an old lease of this host, or two hosts with one address)", at)
-	case hop.Gw.IsValid():
+	case hop.Gw.IsValid() && hop.Gw != at: // else the peer's own subnet has its address
 		return "", fmt.Sprintf("%v is reached through the router %v on %s, and host-gw needs all hosts on one link (move the host to the link of %s, or use the backend vxlan or udp, or vxlan with DirectRouting, which has a tunnel for the hosts behind routers only)",
 			at, hop.Gw, hop.Link, link)
 	case hop.Link != link:

@@ -198,7 +198,7 @@ func TestPredecessor(t *testing.T) {
 	a.route(&netlink.Route{}, "10.5.9.0/24", "192.0.2.9", "eth0")             // a peer that is gone
 	a.route(&netlink.Route{}, "fd00:5:0:9::/64", "2001:db8::9", "eth0")       // and its other half
 	a.route(&netlink.Route{}, "10.5.2.0/24", "192.0.2.3", "eth0")             // where b was once
-	a.route(&netlink.Route{}, "10.77.0.0/24", "192.0.2.9", "eth0")            // not in the network
+	a.route(&netlink.Route{}, "10.77.0.0/24", "192.0.2.10", "eth0")           // not in the network
 	a.route(&netlink.Route{Priority: 50}, "10.5.8.0/24", "192.0.2.9", "eth0") // another metric
 	a.route(&netlink.Route{Table: 100}, "10.5.8.0/24", "192.0.2.9", "eth0")   // another table
 	a.route(&netlink.Route{}, "10.5.8.0/25", "192.0.2.9", "eth0")             // no subnet

@@ -24,3 +24,20 @@ func TestStaleBehindFailure(t *testing.T) {
 	}
 	a.wants()
 }
+
+// TestOddLengths: subnets of other lengths than the network's, of reservations or a former
+// configuration, are followed as well.
+func TestOddLengths(t *testing.T) {
+	l := newLab(t)
+	a := l.host(1, l.sw, none, none)
+	a.start()
+	at := func(subnet, public string) lease.Lease {
+		return lease.Lease{Key: lease.Key{Subnet: prefix(subnet)}, Attrs: lease.Attrs{BackendType: "host-gw", PublicIP: ip(public)}}
+	}
+	must(t, a.b.Sync(t.Context(), []lease.Lease{at("10.5.2.0/25", "192.0.2.2"), at("10.5.16.0/20", "192.0.2.3")}))
+	a.wants([]string{"10.5.16.0/20 via 192.0.2.3 eth0", "10.5.2.0/25 via 192.0.2.2 eth0"})
+	must(t, a.b.Sync(t.Context(), []lease.Lease{at("10.5.2.0/25", "192.0.2.22"), at("10.5.16.0/20", "192.0.2.33")}))
+	a.wants([]string{"10.5.16.0/20 via 192.0.2.33 eth0", "10.5.2.0/25 via 192.0.2.22 eth0"})
+	must(t, a.b.Sync(t.Context(), nil))
+	a.wants()
+}

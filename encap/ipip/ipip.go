@@ -87,7 +87,7 @@ func New(opts Options) backend.New {
 		}
 		b := &overlay{direct: direct, log: p.Log, guard: &guard{off: opts.NoFilter, log: p.Log}}
 		b.Backend = kernelbackend.New(kernelbackend.Config{
-			Name: name, Params: p, Prepare: b.prepare, MTU: mtu, End: end, Plan: b.plan,
+			Name: name, Params: p, Tunnel: true, Prepare: b.prepare, MTU: mtu, End: end, Plan: b.plan,
 			Closed: func(keep bool) error { return b.guard.close(keep) },
 		})
 		return b, nil

@@ -91,7 +91,7 @@ func New(opts Options) backend.New {
 		if o.log == nil {
 			o.log = slog.New(slog.DiscardHandler)
 		}
-		o.chooser = peerset.Chooser{Backend: "udp", Types: []string{"", "udp"}, Network: p.Network, Log: o.log}
+		o.chooser = peerset.Chooser{Backend: "udp", Types: []string{"", "udp"}, Network: p.Network, Tunnel: true, Log: o.log}
 		if o.opts.Encap.Log == nil {
 			o.opts.Encap.Log = o.log
 		}

@@ -155,5 +155,6 @@ func sysctls(f family) [][2]string {
 	if f == v4 {
 		return [][2]string{{"ipv6/conf/*/accept_ra", "0"}, {"ipv6/conf/*/addr_gen_mode", "1"}}
 	}
-	return [][2]string{{"ipv6/conf/*/accept_ra", "0"}}
+	// Some hosts' default for new devices is that they have no IPv6.
+	return [][2]string{{"ipv6/conf/*/accept_ra", "0"}, {"ipv6/conf/*/disable_ipv6", "0"}}
 }

@@ -85,7 +85,7 @@ func New(opts Options) backend.New {
 			o.log = slog.New(slog.DiscardHandler)
 		}
 		o.Backend = kernelbackend.New(kernelbackend.Config{
-			Name: "vxlan", Params: p, Prepare: o.prepare, MTU: o.mtu, End: o.end, Plan: o.plan,
+			Name: "vxlan", Params: p, Tunnel: true, Prepare: o.prepare, MTU: o.mtu, End: o.end, Plan: o.plan,
 		})
 		return o, nil
 	}

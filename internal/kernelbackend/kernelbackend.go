@@ -25,6 +25,8 @@ type Config struct {
 	Name string
 	// Params are the ones of backend.New.
 	Params backend.Params
+	// Tunnel is peerset's: packets are put into others.
+	Tunnel bool
 	// Prepare is backend.Backend's.
 	Prepare func(ctx context.Context, host backend.Host) (lease.Attrs, error)
 	// MTU returns the MTU in bytes for containers, or why the host can't be
@@ -76,7 +78,7 @@ func New(cfg Config) *Backend {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Backend{cfg: cfg, log: log, chooser: peerset.Chooser{
-		Backend: cfg.Name, Types: []string{cfg.Name}, Network: cfg.Params.Network, Log: log,
+		Backend: cfg.Name, Types: []string{cfg.Name}, Network: cfg.Params.Network, Tunnel: cfg.Tunnel, Log: log,
 	}}
 }
 

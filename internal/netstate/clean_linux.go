@@ -33,7 +33,7 @@ func Clean(area Area, ours func(netlink.Link) bool, removed func(what, name stri
 		}
 		removed("device", l.Attrs().Name)
 	}
-	w := &work{nl: nl, state: State{Area: area}}
+	w := newWork(nl, State{Area: area})
 	have, err := w.listRoutes()
 	if err != nil {
 		errs = append(errs, fmt.Errorf("list the routes: %w", explain(err)))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,14 +30,18 @@ import (
 
 // A work is one round.
 type work struct {
-	k       *Keeper
+	k       *Keeper // nil in Clean
 	nl      *netlink.Handle
 	state   State
+	mine    map[any]bool            // what this Keeper has made: idents of placed
 	links   map[string]netlink.Link // ours, that are there
 	index   map[string]int          // of all links that were asked for
 	missing map[string]bool         // links that routes are wanted through and that are not there
 	there   map[any]bool            // what is in place now
+	routers map[netip.Addr]bool     // gateways to other things than subnets
+	tunnels map[int]bool            // links, by whether they are a tunnel of another network
 	done    []string                // what was in place before, and had to be put back
+	strange []string                // what was removed and nobody here had made
 	errs    []error
 }
 
@@ -44,7 +49,8 @@ type work struct {
 func (k *Keeper) converge() (done []string, err error) {
 	k.sys.names = map[int]string{}
 	state, planErr := k.cfg.Plan(k.sys)
-	w := &work{k: k, nl: k.sys.nl, state: state, links: map[string]netlink.Link{}, index: map[string]int{}, missing: map[string]bool{}, there: map[any]bool{}}
+	w := newWork(k.sys.nl, state)
+	w.k = k
 	for _, l := range state.Links {
 		if err := w.link(l); err != nil {
 			w.errs = append(w.errs, fmt.Errorf("%s: device %s: %w", k.cfg.Backend, l.Name, explain(err)))
@@ -54,11 +60,15 @@ func (k *Keeper) converge() (done []string, err error) {
 		_, _ = w.linkIndex(name) // a watched link that is not there is noticed by its name
 	}
 	k.watch(state, w.index)
+	w.mine = w.idents(k.placed)
 	w.addrs()
 	w.tune()
 	w.neighs()
 	w.fdb()
 	w.routes()
+	if len(w.strange) > 0 {
+		k.cfg.Log.Info("removed what belongs to no peer and was not made here", "what", some(w.strange))
+	}
 	k.last, k.placed = state, w.there
 	return w.done, joinSome(append([]error{planErr}, w.errs...))
 }
@@ -77,14 +87,61 @@ func (w *work) put(thing fmt.Stringer, peer string, do func() error) {
 }
 
 // drop removes something that is too much.
-func (w *work) drop(what string, do func() error) {
+func (w *work) drop(ident any, what string, do func() error) {
 	w.k.writes.Add(1)
 	err := do()
 	if err != nil && !gone(err) {
 		w.errs = append(w.errs, fmt.Errorf("%s: remove the %s: %w", w.k.cfg.Backend, what, explain(err)))
 		return
 	}
+	if !w.mine[ident] {
+		w.strange = append(w.strange, what)
+	}
 	w.k.cfg.Log.Debug("removed", "what", what)
+}
+
+// newWork begins a round.
+func newWork(nl *netlink.Handle, state State) *work {
+	return &work{nl: nl, state: state, links: map[string]netlink.Link{}, index: map[string]int{}, missing: map[string]bool{},
+		there: map[any]bool{}, tunnels: map[int]bool{}}
+}
+
+// A routeIdent is what tells a route from others, as the kernel has it.
+type routeIdent struct {
+	dst    netip.Prefix
+	gw     netip.Addr
+	link   int
+	onLink bool
+}
+
+// idents returns what things are known by when they are met in the kernel: without
+// whom they are for, and of neighbours and forwarding entries without what they say.
+func (w *work) idents(placed map[any]bool) map[any]bool {
+	all := make(map[any]bool, len(placed))
+	for thing := range placed {
+		switch t := thing.(type) {
+		case Neigh:
+			all[Neigh{Link: t.Link, IP: t.IP}] = true
+		case FDB:
+			all[FDB{Link: t.Link, MAC: t.MAC}] = true
+		case Route:
+			if i, err := w.linkIndex(t.Link); err == nil {
+				all[routeIdent{t.Dst, t.Gw, i, t.OnLink}] = true
+			}
+		default:
+			all[thing] = true
+		}
+	}
+	return all
+}
+
+// some is the first few of many, for the log.
+func some(what []string) []string {
+	const most = 8
+	if len(what) <= most {
+		return what
+	}
+	return append(what[:most:most], fmt.Sprintf("and %d more", len(what)-most))
 }
 
 // gone reports whether an error says that there is nothing to remove.
@@ -294,14 +351,15 @@ func (k *Keeper) end(fate Fate) error {
 	if fate == Leave {
 		return nil
 	}
-	w := &work{k: k, nl: k.sys.nl, state: k.last, index: map[string]int{}}
+	w := newWork(k.sys.nl, k.last)
+	w.k = k
 	for _, l := range k.last.Links {
 		if fate == Undo && !k.made[l.Name] {
 			continue
 		}
 		have, err := w.find(l.Name)
 		if have != nil {
-			w.drop("device "+l.Name, func() error { return k.sys.nl.LinkDel(have) })
+			w.drop(linkName(l.Name), "device "+l.Name, func() error { return k.sys.nl.LinkDel(have) })
 		} else if err != nil {
 			w.errs = append(w.errs, fmt.Errorf("%s: device %s: %w", k.cfg.Backend, l.Name, explain(err)))
 		}

@@ -115,6 +115,7 @@ func TestEveryKindOfEntryIsRecognised(t *testing.T) {
 }
 
 func TestChangeCostsItsEntries(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	foreign := h.kernel()
 	var log testlog.Messages

@@ -48,7 +48,7 @@ func (w *work) addrsOf(link netlink.Link) (dropped bool) {
 	}
 	for p, a := range have {
 		if w.state.Prune && w.state.Area.contains(netip.PrefixFrom(p.Addr(), p.Addr().BitLen())) {
-			w.drop(Addr{name, p}.String(), func() error { return w.nl.AddrDel(link, &a) })
+			w.drop(Addr{name, p}, Addr{name, p}.String(), func() error { return w.nl.AddrDel(link, &a) })
 			dropped = true
 		}
 	}
@@ -139,7 +139,7 @@ func (w *work) neighs() {
 		}
 		for ip, n := range have {
 			if w.state.Prune && w.state.Area.contains(netip.PrefixFrom(ip, ip.BitLen())) {
-				w.drop(Neigh{Link: l.Name, IP: ip}.String(), func() error { return w.nl.NeighDel(&n) })
+				w.drop(Neigh{Link: l.Name, IP: ip}, Neigh{Link: l.Name, IP: ip}.String(), func() error { return w.nl.NeighDel(&n) })
 			}
 		}
 	}
@@ -186,7 +186,7 @@ func (w *work) fdb() {
 		}
 		for mac, n := range have {
 			if w.state.Prune {
-				w.drop(FDB{Link: l.Name, MAC: mac}.String(), func() error { return w.nl.NeighDel(entry(index, mac, toAddr(n.IP))) })
+				w.drop(FDB{Link: l.Name, MAC: mac}, FDB{Link: l.Name, MAC: mac}.String(), func() error { return w.nl.NeighDel(entry(index, mac, toAddr(n.IP))) })
 			}
 		}
 	}

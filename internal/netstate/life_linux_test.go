@@ -16,6 +16,7 @@ import (
 )
 
 func TestConcurrency(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	foreign := h.kernel()
 	for range 4 {

@@ -44,9 +44,10 @@ type State struct {
 	Area Area
 	// Prune removes what is the backend's and not wanted: in the Area on its
 	// Links all addresses, permanent neighbours and routes, and all forwarding
-	// entries; through other links, routes of the form that flannel's backends
-	// make: to what can be a host's subnet, via a gateway, with the usual metric
-	// and the protocol boot. Without Prune nothing is removed: while the peers
+	// entries; through other links, routes that this Keeper has made, and those of
+	// the form that flannel's backends make: to what can be a host's subnet, with
+	// the usual metric and the protocol boot, via a gateway that is no router to
+	// anything else, and not through a tunnel of another network. Without Prune nothing is removed: while the peers
 	// are not known yet, a predecessor's entries stay.
 	Prune bool
 }
@@ -131,7 +132,7 @@ func ParseMAC(s string) (MAC, error) {
 	hw, err := net.ParseMAC(s)
 	switch {
 	case err != nil:
-		return MAC{}, fmt.Errorf("%q is no Ethernet address (six bytes, such as 7a:ac:15:15:2b:61)", s)
+		return MAC{}, fmt.Errorf("%.64q is no Ethernet address (six bytes, such as 7a:ac:15:15:2b:61)", s)
 	case len(hw) != 6:
 		return MAC{}, fmt.Errorf("%q is %d bytes long (an Ethernet address has six)", s, len(hw))
 	case hw[0]&1 != 0 || bytes.Equal(hw, make([]byte, 6)):

@@ -86,8 +86,8 @@ func settle2(t *testing.T, k *Keeper, log *testlog.Messages) {
 	t.Helper()
 	rounds := k.Stats().Rounds
 	within(t, 10*time.Second, "tries again", func() bool { return k.Stats().Rounds > rounds+4 })
-	if n := log.Count("can't be put right"); n != 1 {
-		t.Errorf("the log says it %d times", n)
+	if n := log.Count("can't be put right"); n > 1 {
+		t.Errorf("the log says it %d times, though Apply has told", n)
 	}
 	if bad := log.With("is put right", "WARN"); len(bad) != 0 {
 		t.Error("false alarm:", bad)

@@ -65,8 +65,8 @@ func leftovers(h *host) {
 	h.route("10.244.9.0/24", h.by(vx, "10.244.9.0"))
 	h.route("fd00:244:0:9::/64", h.by(vx, "fd00:244:0:9::"))
 	h.route("10.244.128.0/17", h.by(vx, ""))
-	h.route("10.244.10.0/24", h.by(ext, "192.0.2.10")) // host-gw's
-	h.route("fd00:244:0:a::/64", h.by(ext, "2001:db8::10"))
+	h.route("10.244.10.0/24", h.by(ext, "192.0.2.11")) // host-gw's
+	h.route("fd00:244:0:a::/64", h.by(ext, "2001:db8::11"))
 }
 
 // strangers are entries that are nobody's business.
@@ -86,6 +86,7 @@ func strangers(h *host) {
 	h.route("10.244.22.0/24", h.by(ext, "192.0.2.10"), withMetric(100))           // another metric
 	h.route("10.244.23.0/24", h.by(ext, "192.0.2.10"), table(100))                // another table
 	h.route("10.244.27.0/24", h.by(ext, "192.0.2.10"), proto(unix.RTPROT_STATIC)) // a network manager's
+	h.route("10.244.28.0/24", h.by(ext, "192.0.2.10"))                            // by the router to all else
 	h.route("10.245.1.0/24", h.by(ext, "192.0.2.10"))                             // outside of the area
 	h.route("10.0.0.0/8", h.by(ext, "192.0.2.10"))                                // around the area
 	h.route("0.0.0.0/0", h.by(ext, "192.0.2.10"))                                 // around all
@@ -212,6 +213,7 @@ func TestConvergesFromAnywhere(t *testing.T) { convergesFromAnywhere(t, false) }
 func TestConvergesFromAnywhereWithDirectIPv6(t *testing.T) { convergesFromAnywhere(t, true) }
 
 func convergesFromAnywhere(t *testing.T, direct6 bool) {
+	t.Parallel()
 	h := newHost(t)
 	h.dummy("pod0", "10.244.0.1/24", "fd00:244::1/64")
 	h.route("10.244.20.0/24", h.by("pod0", ""))
@@ -245,4 +247,39 @@ func convergesFromAnywhere(t *testing.T, direct6 bool) {
 			}
 		}
 	})
+}
+
+// A network inside this one, with a tunnel of its own on the same host, keeps its routes;
+// those of a predecessor's tunnel, which has this host's address, go.
+func TestTunnelOfANetworkInsideThisOne(t *testing.T) {
+	h := newHost(t)
+	var log testlog.Messages
+	for i, addr := range []string{"10.244.99.0/32", "10.244.0.0/32"} {
+		l := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("flannel.%d", 7+i)}, VxlanId: 7 + i, Port: 8500 + i}
+		check(t, h.nl.LinkAdd(l))
+		h.addrOn(l.Name, addr)
+		check(t, h.nl.LinkSetUp(l))
+	}
+	h.route("10.244.98.0/24", h.by("flannel.7", "10.244.98.0"))
+	h.route("10.244.97.0/24", h.by("flannel.8", "10.244.97.0"))
+	k := h.open(&log)
+	h.apply(k, base())
+	have := h.kernel()
+	left := func(dst string) bool {
+		for s := range have {
+			if strings.HasPrefix(s, "route "+dst) {
+				return true
+			}
+		}
+		return false
+	}
+	if !left("10.244.98.0/24") {
+		t.Error("the other network's route is removed")
+	}
+	if left("10.244.97.0/24") {
+		t.Error("the predecessor's route is still there")
+	}
+	if n := log.Count("not made here"); n != 1 {
+		t.Errorf("%d lines about what was removed, want 1: %v", n, log.With(""))
+	}
 }

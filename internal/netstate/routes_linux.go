@@ -40,6 +40,7 @@ func (w *work) listRoutes() (map[netip.Prefix][]netlink.Route, error) {
 		has4, has6 = has4 || r.Prefix.Addr().Is4(), has6 || r.Prefix.Addr().Is6()
 	}
 	have := make(map[netip.Prefix][]netlink.Route)
+	w.routers = map[netip.Addr]bool{}
 	for _, family := range families(has4, has6) {
 		for range dumps {
 			list, err := w.dumpRoutes(family)
@@ -48,6 +49,9 @@ func (w *work) listRoutes() (map[netip.Prefix][]netlink.Route, error) {
 			}
 			for _, r := range list {
 				dst := toPrefix(r.Dst)
+				if n, in := w.state.Area.network(dst); r.Gw != nil && (!in || dst.Bits() < n.SubnetLen) {
+					w.routers[toAddr(r.Gw)] = true // to something else, or to much of the network
+				}
 				twice := slices.ContainsFunc(have[dst], func(old netlink.Route) bool { return old.Equal(r) })
 				if dst.IsValid() && r.Tos == 0 && r.Priority <= metric(dst) && (wanted[dst] || w.state.Area.contains(dst)) && !twice {
 					have[dst] = append(have[dst], r)
@@ -98,7 +102,7 @@ func (w *work) routes() {
 	for dst, list := range have {
 		for _, r := range list {
 			if w.ours(r) {
-				w.drop("route to "+dst.String()+" "+w.describe(r), func() error { return w.nl.RouteDel(&r) })
+				w.drop(identOf(r), "route to "+dst.String()+" "+w.describe(r), func() error { return w.nl.RouteDel(&r) })
 			}
 		}
 	}
@@ -183,12 +187,26 @@ func onLink(r Route) int {
 	return 0
 }
 
+// identOf is what a route is known by.
+func identOf(r netlink.Route) routeIdent {
+	return routeIdent{toPrefix(r.Dst), toAddr(r.Gw), r.LinkIndex, r.Flags&int(netlink.FLAG_ONLINK) != 0}
+}
+
 // ours reports whether a route is one that this backend or a predecessor has made:
 // inside the network through a link of ours, or of the form that all of flannel's
-// backends make. The kernel's own are made with addresses, and go with those.
+// backends make. The kernel's own are made with addresses, and go with those. Networks
+// may have an operator's routes in them, too, above all wide ones like 10.0.0.0/8:
+// whose gateway is a router to other things is no host's route to its subnet; nor is
+// one through the tunnel of a network inside this one.
 func (w *work) ours(r netlink.Route) bool {
-	dst := toPrefix(r.Dst)
-	if r.Type != unix.RTN_UNICAST || r.Priority != metric(dst) || r.Protocol == unix.RTPROT_KERNEL || len(r.MultiPath) > 0 || w.state.Area.own(dst) || !w.state.Area.contains(dst) {
+	dst, area := toPrefix(r.Dst), w.state.Area
+	if r.Type != unix.RTN_UNICAST || r.Priority != metric(dst) || len(r.MultiPath) > 0 {
+		return false
+	}
+	if w.mine[identOf(r)] {
+		return true
+	}
+	if r.Protocol == unix.RTPROT_KERNEL || area.own(dst) || !area.contains(dst) {
 		return false
 	}
 	for _, l := range w.state.Links {
@@ -196,7 +214,30 @@ func (w *work) ours(r netlink.Route) bool {
 			return true
 		}
 	}
-	return r.Gw != nil && r.Protocol == unix.RTPROT_BOOT && w.state.Area.subnet(dst)
+	return r.Gw != nil && r.Protocol == unix.RTPROT_BOOT && area.subnet(dst) && !w.routers[toAddr(r.Gw)] && !w.othersTunnel(r.LinkIndex)
+}
+
+// othersTunnel reports whether a link is a tunnel with an address that is not in this
+// host's subnets: that of another network. A predecessor's has one that is.
+func (w *work) othersTunnel(index int) bool {
+	others, known := w.tunnels[index]
+	if known {
+		return others
+	}
+	if l, err := w.nl.LinkByIndex(index); err == nil && slices.Contains([]string{"vxlan", "ipip", "wireguard", "tuntap"}, l.Type()) {
+		list, _ := again(func() ([]netlink.Addr, error) { return w.nl.AddrList(l, netlink.FAMILY_ALL) })
+		for _, a := range list {
+			p := toPrefix(a.IPNet)
+			if p.Addr().IsLinkLocalUnicast() {
+				continue
+			}
+			if others = !w.state.Area.own(netip.PrefixFrom(p.Addr(), p.Addr().BitLen())); !others {
+				break
+			}
+		}
+	}
+	w.tunnels[index] = others
+	return others
 }
 
 // describe says where a route leads.
@@ -231,7 +272,7 @@ func (w *work) removeRoutes() {
 		}
 		for _, r := range have[want.Dst] {
 			if same(r, want, index) {
-				w.drop(want.String(), func() error { return w.nl.RouteDel(&r) })
+				w.drop(identOf(r), want.String(), func() error { return w.nl.RouteDel(&r) })
 			}
 		}
 	}

@@ -160,7 +160,7 @@ func TestOthersChangesDoNotConfuse(t *testing.T) {
 			var events sync.WaitGroup
 			lost := h.deletions(&events)
 			stop := busy(h, 2, c.in6)
-			for start := time.Now(); time.Since(start) < 4*time.Second; {
+			for start := time.Now(); time.Since(start) < 2*time.Second; {
 				if err := k.Apply(context.Background(), nil); err != nil {
 					t.Errorf("%d bytes of error: %.400v", len(err.Error()), err)
 					break

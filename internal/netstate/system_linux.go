@@ -69,7 +69,12 @@ func (k *Keeper) concerns(e netwatch.Event) bool {
 	if e.Neigh { // other links' come all the time
 		return w.own[e.Link]
 	}
-	return e.Lost || w.links[e.Name] || w.index[e.Link] || e.Dst.IsValid() && e.Dst.Bits() > 0 && w.area.touches(e.Dst)
+	if e.Lost || w.links[e.Name] || w.index[e.Link] {
+		return true
+	}
+	// Nothing in this host's own subnet is ours, and routes to its containers may
+	// come and go all the time.
+	return e.Dst.IsValid() && e.Dst.Bits() > 0 && w.area.touches(e.Dst) && !w.area.own(e.Dst)
 }
 
 // watch says what events are about something of ours from now on.

@@ -86,6 +86,7 @@ func (h *host) inPlace(s State) bool {
 }
 
 func TestBackAfterDeedsByHand(t *testing.T) {
+	t.Parallel()
 	for name, deed := range deeds() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -140,6 +141,7 @@ func (h *host) kernelWithout6(exact map[string]bool) map[string]bool {
 // The external link is down for a while: what needs it fails meanwhile, the rest is
 // there, and all is back soon after.
 func TestExternalLinkDownForAWhile(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	var log testlog.Messages
 	k := h.open(&log)
@@ -182,6 +184,7 @@ func TestExternalLinkComesLater(t *testing.T) {
 
 // Somebody who deletes in a loop costs a round a second.
 func TestDeletingInALoop(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	var log testlog.Messages
 	k := h.open(&log)
@@ -214,6 +217,7 @@ func TestDeletingInALoop(t *testing.T) {
 
 // Without news there are no rounds.
 func TestIdle(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	var log testlog.Messages
 	k := h.open(&log)

@@ -24,6 +24,9 @@ type Chooser struct {
 	Types []string
 	// Network has the ranges that subnets must be in.
 	Network lease.Network
+	// Tunnel: packets to a peer are put into others, to its public address, which
+	// therefore can't be in its own subnet.
+	Tunnel bool
 	// Log gets what is said; never nil.
 	Log *slog.Logger
 
@@ -36,6 +39,10 @@ type Self struct {
 	Key lease.Key
 	// Addrs are its addresses, which can't be a peer's.
 	Addrs []netip.Addr
+	// Underlay is what its external interface needs to work: the addresses, the
+	// networks on the link, the routers. A route of ours into that would cut the
+	// host off.
+	Underlay []netip.Prefix
 }
 
 // A Peer is a host that can be served.
@@ -130,7 +137,14 @@ func (c *Chooser) claims(self Self, i int, l lease.Lease, end End) (mine []claim
 			notes = append(notes, badNote(l, "%v left out: %s", s, why))
 			continue
 		}
+		if why := self.cutOff(s); why != "" {
+			notes = append(notes, badNote(l, "%v left out: %s", s, why))
+			continue
+		}
 		at, why := end(l, s)
+		if why == "" && c.Tunnel && s.Contains(at) {
+			why = fmt.Sprintf("its public address %v is inside its subnet, and packets for that go to it through the tunnel (give the network another range)", at)
+		}
 		if why == "" {
 			mine = append(mine, claim{i, s.Masked(), at})
 			continue
@@ -173,7 +187,7 @@ func quoted(t string) string {
 	if t == "" {
 		return `"" (udp, alloc or a cloud's)`
 	}
-	return fmt.Sprintf("%q", t)
+	return fmt.Sprintf("%.64q", t)
 }
 
 // newer decides who has a subnet that two hosts claim: the later lease. The order
@@ -202,6 +216,21 @@ func (c *Chooser) Unusable(s netip.Prefix, own lease.Key) string {
 	for _, o := range own.Prefixes() {
 		if s.Bits() >= o.Bits() && o.Overlaps(s) {
 			return fmt.Sprintf("it is this host's own subnet %v, or a part of it", o)
+		}
+	}
+	return ""
+}
+
+// cutOff says why a peer with that subnet would cut this host off, or "".
+func (s Self) cutOff(subnet netip.Prefix) string {
+	for _, a := range s.Addrs {
+		if subnet.Contains(a) {
+			return fmt.Sprintf("it contains this host's address %v (keep SubnetMin and SubnetMax of the network clear of the hosts' own)", a)
+		}
+	}
+	for _, u := range s.Underlay {
+		if subnet.Overlaps(u) {
+			return fmt.Sprintf("it overlaps %v, which this host's external interface needs (keep SubnetMin and SubnetMax of the network clear of that)", u)
 		}
 	}
 	return ""
@@ -244,18 +273,25 @@ func overlaps(all []claim) (notes []Note) {
 	return notes
 }
 
-// mostErrors is how many bad notes are spelt out in an error; the log has all.
-const mostErrors = 8
+const (
+	// mostErrors is how many bad notes are spelt out in an error.
+	mostErrors = 8
+	// mostLines is how many notes are logged at once.
+	mostLines = 50
+)
 
 // Say logs the notes that were not there last time, and returns the bad ones as errors.
 func (c *Chooser) Say(notes []Note) error {
 	now := make(map[string]bool, len(notes))
 	var errs []error
+	said := 0
 	for _, n := range notes {
 		if !c.notes[n.Text] && !now[n.Text] {
-			if n.Bad {
+			switch said++; {
+			case said > mostLines:
+			case n.Bad:
 				c.Log.Warn(n.Text)
-			} else {
+			default:
 				c.Log.Info(n.Text)
 			}
 		}
@@ -263,6 +299,9 @@ func (c *Chooser) Say(notes []Note) error {
 		if n.Bad {
 			errs = append(errs, fmt.Errorf("%s: sync: %s", c.Backend, n.Text))
 		}
+	}
+	if said > mostLines {
+		c.Log.Warn(fmt.Sprintf("and %d more peers of which there is something to say", said-mostLines))
 	}
 	if more := len(errs) - mostErrors; more > 0 {
 		errs = append(errs[:mostErrors], fmt.Errorf("%s: sync: and %d more", c.Backend, more))
