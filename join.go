@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -87,6 +88,10 @@ func DefaultBackends() map[string]backend.New {
 // configuration that can't be used (lease.ErrNetwork), an unknown backend (ErrBackend),
 // no interface, no free subnet (lease.ErrNoSubnet), or the system's refusal.
 //
+// On Linux, a host without a lease gets no subnet that overlaps what its own network
+// uses: the prefixes of the external interface, its addresses, and routers. A lease
+// that it has already is kept, with a warning.
+//
 // The Store stays the caller's, and must stay open as long as the Node. On Linux the
 // Node works in the network namespace of the process: Join must not be called by a
 // thread that has gone into another one.
@@ -104,23 +109,25 @@ func Join(ctx context.Context, store lease.Store, cfg Config) (*Node, error) {
 		cfg.Backends = DefaultBackends()
 		cfg.Backends["udp"] = udp.New(udp.Options{Persist: cfg.KeepDevice})
 	}
-	registry := lease.NewRegistry(store, lease.RegistryConfig{
-		Previous: cfg.Previous, TTL: cfg.TTL, RenewMargin: cfg.RenewMargin, Log: cfg.Log,
+	n := &Node{cfg: cfg, store: store, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	n.registry = lease.NewRegistry(store, lease.RegistryConfig{
+		Previous: cfg.Previous, TTL: cfg.TTL, RenewMargin: cfg.RenewMargin, Log: cfg.Log, Avoid: func() []netip.Prefix { return n.underlay(n.host) },
 	})
-	network, err := insist(ctx, cfg.Log, "the network's configuration", registry.Network)
+	network, err := insist(ctx, cfg.Log, "the network's configuration", n.registry.Network)
 	if err != nil {
 		return nil, fmt.Errorf("flannelkit: join: %w", err)
 	}
+	n.network = network
 	makeBackend := cfg.Backends[network.BackendType]
 	if makeBackend == nil {
 		known := slices.Sorted(maps.Keys(cfg.Backends))
 		return nil, fmt.Errorf("%w %q in the network's configuration (this program has %s)", ErrBackend, network.BackendType, strings.Join(known, ", "))
 	}
-	b, err := makeBackend(backend.Params{Network: network, Log: cfg.Log})
+	b, err := makeBackend(backend.Params{Network: network, Underlay: n.underlay, Log: cfg.Log})
 	if err != nil {
 		return nil, fmt.Errorf("flannelkit: join: %w", err)
 	}
-	n := &Node{cfg: cfg, store: store, registry: registry, network: network, backend: b, done: make(chan struct{}), changed: make(chan struct{}, 1)}
+	n.backend = b
 	if err := n.join(ctx); err != nil {
 		err = fmt.Errorf("flannelkit: join: %w", err)
 		if n.cancel == nil { // nothing runs yet
@@ -141,6 +148,7 @@ func (n *Node) join(ctx context.Context) error {
 	if n.data, err = n.backend.Prepare(ctx, host); err != nil {
 		return err
 	}
+	n.host = host // for underlay
 	attrs := n.attrs(host)
 	own, err := insist(ctx, n.cfg.Log, "a lease", func(ctx context.Context) (lease.Lease, error) {
 		return n.registry.Acquire(ctx, attrs)
@@ -152,7 +160,7 @@ func (n *Node) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.host, n.own, n.mtu = host, own, mtu
+	n.own, n.mtu = own, mtu
 	n.next = host // so that the first look of watchInterface is no news
 	first := n.start()
 	select {
@@ -189,6 +197,36 @@ func (n *Node) orOneFamily(ctx context.Context, host backend.Host, err error) (b
 		n.cfg.Log.Info("peers are reached over one family only", "interface", one.Link, "public4", one.Public4, "public6", one.Public6, "why", err)
 	}
 	return one, nil
+}
+
+// underlay returns what a host's own network uses, of which the overlay must not have
+// anything: the route to such a subnet would cut off the underlay's hosts from this
+// one, or this one from its router (flannel issue 611).
+//
+// A prefix that the whole range is in, as in a network of 10.5.0.0/16 for hosts in
+// 10.0.0.0/8, is not among it: nothing would be left, and whoever has planned that has
+// kept this part free of hosts. This host's own addresses and its routers' are even
+// then.
+func (n *Node) underlay(host backend.Host) (uses []netip.Prefix) {
+	all, err := extif.Underlay(host)
+	if err != nil && n.blind.CompareAndSwap(false, true) {
+		n.cfg.Log.Warn("can't tell all that the host's own network uses; a subnet may overlap it", "interface", host.Link, "err", err)
+	}
+	for _, p := range all {
+		within := false
+		for _, r := range []lease.Range{n.network.IPv4, n.network.IPv6} {
+			within = within || r.Enabled() && p.Contains(r.Min) && p.Contains(r.Max)
+		}
+		if !within || p.IsSingleIP() {
+			uses = append(uses, p)
+			continue
+		}
+		if n.nested.CompareAndSwap(false, true) {
+			n.cfg.Log.Info("the network is a part of what the host's own network uses; hosts of that with addresses in a leased subnet can't be reached",
+				"network", n.network, "interface", host.Link, "used", p)
+		}
+	}
+	return uses
 }
 
 // attrs returns what the lease says of this host.

@@ -34,6 +34,8 @@ type Node struct {
 	data      lease.Attrs // what Prepare returned
 	changed   chan struct{}
 	oneFamily atomic.Bool // it is logged that peers are reached over one family only
+	blind     atomic.Bool // that the underlay can't be looked at
+	nested    atomic.Bool // that the network is a part of the underlay
 
 	cancel  context.CancelCauseFunc
 	ended   chan struct{} // the goroutines have ended

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -16,8 +17,9 @@ var errRaced = errors.New("lease: lost a race")
 
 // Acquire takes a lease for this host in the network that Network has read: the one it
 // has already (known by its public address), else Previous if it is free, else a free
-// subnet at random. A lease of ours that the network's configuration does not allow
-// any more is given back, unless it is a reservation.
+// subnet at random; free is what overlaps neither a lease nor what RegistryConfig.Avoid
+// names. A lease of ours that the network's configuration does not allow any more is
+// given back, unless it is a reservation.
 //
 // A race lost to another host is run again with a fresh list, until ctx ends. Errors:
 // ErrNoSubnet, what the store returns, or that this host's public address is missing.
@@ -154,13 +156,44 @@ func (r *Registry) reuse(ctx context.Context, listing Listing, m member, attrs A
 	}
 	own := r.hold(e, m.lease.Key, attrs, asked)
 	r.log.Info("this host has a lease already, using it", "lease", own.Key, "reserved", own.Reserved)
+	r.warnOverlap(own.Key)
 	r.startFrom(listing)
 	return own, nil
 }
 
-// choose returns a key that overlaps no lease.
+// warnOverlap warns of a lease that is kept although it overlaps what the host's own
+// network uses: to give it up would cut off containers that run.
+func (r *Registry) warnOverlap(k Key) {
+	avoid := r.avoid()
+	for _, p := range k.Prefixes() {
+		if i := slices.IndexFunc(avoid, p.Overlaps); i >= 0 {
+			r.log.Warn("this host's lease overlaps what its own network uses, part of which can't be reached with it (set SubnetMin and SubnetMax in the network's configuration to a part that no host's network uses, and restart)",
+				"subnet", p, "used", avoid[i])
+		}
+	}
+}
+
+// avoid returns the prefixes of Avoid in the form that leases have.
+func (r *Registry) avoid() []netip.Prefix {
+	if r.cfg.Avoid == nil {
+		return nil
+	}
+	var all []netip.Prefix
+	for _, p := range r.cfg.Avoid() {
+		if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		}
+		if p.IsValid() {
+			all = append(all, p.Masked())
+		}
+	}
+	return all
+}
+
+// choose returns a key that overlaps no lease and nothing to avoid.
 func (r *Registry) choose(network Network, taken []Key) (Key, error) {
 	var k Key
+	avoid := r.avoid()
 	var used4, used6 []netip.Prefix
 	for _, t := range taken {
 		used4, used6 = append(used4, t.Subnet), append(used6, t.Subnet6)
@@ -174,14 +207,15 @@ func (r *Registry) choose(network Network, taken []Key) (Key, error) {
 				r.log.Warn("the previous subnet does not fit the network's configuration", "subnet", previous, "why", err)
 			} else if i := slices.IndexFunc(used, func(p netip.Prefix) bool { return p.IsValid() && p.Overlaps(previous) }); i >= 0 {
 				r.log.Warn("the previous subnet is another host's by now", "subnet", previous, "lease", taken[i])
+			} else if i := slices.IndexFunc(avoid, previous.Overlaps); i >= 0 {
+				r.log.Warn("the previous subnet overlaps what this host's own network uses, choosing another one", "subnet", previous, "used", avoid[i])
 			} else {
 				return previous, nil
 			}
 		}
-		p, ok := rng.pick(used, r.cfg.Rand)
+		p, ok := rng.pick(slices.Concat(used, avoid), r.cfg.Rand)
 		if !ok {
-			return p, fmt.Errorf("%w: all %d %s subnets of %s from %s to %s are leased (widen SubnetMin..SubnetMax, remove leases of hosts that are gone, or wait until they expire)",
-				ErrNoSubnet, rng.count(), family, rng.Prefix, rng.Min, rng.Max)
+			return p, rng.noneFree(family, used, avoid)
 		}
 		return p, nil
 	}
@@ -189,6 +223,30 @@ func (r *Registry) choose(network Network, taken []Key) (Key, error) {
 	k.Subnet, err4 = one("IPv4", network.IPv4, r.cfg.Previous.Subnet, used4)
 	k.Subnet6, err6 = one("IPv6", network.IPv6, r.cfg.Previous.Subnet6, used6)
 	return k, errors.Join(err4, err6)
+}
+
+// noneFree is the error for a range in which nothing is left to choose.
+func (r Range) noneFree(family string, used, avoid []netip.Prefix) error {
+	total := r.count()
+	left := free(r.spans(used, total), total)
+	if left == 0 {
+		return fmt.Errorf("%w: all %d %s subnets of %s from %s to %s are leased (widen SubnetMin..SubnetMax, remove leases of hosts that are gone, or wait until they expire)",
+			ErrNoSubnet, total, family, r.Prefix, r.Min, r.Max)
+	}
+	const most = 5
+	var named []string
+	for _, p := range avoid {
+		if _, ok := r.span(p, total); !ok {
+			continue
+		}
+		if len(named) == most {
+			named = append(named, "...")
+			break
+		}
+		named = append(named, p.String())
+	}
+	return fmt.Errorf("%w: of the %d %s subnets of %s from %s to %s, leased: %d; the rest overlaps what this host's own network uses, %s (set SubnetMin and SubnetMax to a part of the range that no host's network uses)",
+		ErrNoSubnet, total, family, r.Prefix, r.Min, r.Max, total-left, strings.Join(named, ", "))
 }
 
 // create makes a new entry, and looks whether it is alone in its subnet: a key is

@@ -25,14 +25,11 @@ type span struct{ lo, hi uint64 }
 func (r Range) pick(taken []netip.Prefix, n func(uint64) uint64) (netip.Prefix, bool) {
 	total := r.count()
 	used := r.spans(taken, total)
-	free := total
-	for _, s := range used {
-		free -= s.hi - s.lo + 1
-	}
-	if free == 0 {
+	left := free(used, total)
+	if left == 0 {
 		return netip.Prefix{}, false
 	}
-	k := n(free)
+	k := n(left)
 	for _, s := range used {
 		if k < s.lo {
 			break
@@ -40,6 +37,14 @@ func (r Range) pick(taken []netip.Prefix, n func(uint64) uint64) (netip.Prefix, 
 		k += s.hi - s.lo + 1
 	}
 	return r.subnet(k), true
+}
+
+// free returns how many of total subnets are in none of the spans, which do not overlap.
+func free(used []span, total uint64) uint64 {
+	for _, s := range used {
+		total -= s.hi - s.lo + 1
+	}
+	return total
 }
 
 // spans returns what taken covers as numbers of subnets, in order and without overlap.

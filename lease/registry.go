@@ -34,7 +34,8 @@ var (
 	// ErrAttrs is wrapped by the error about attributes that no host could read: no
 	// public address, or backend data that is no JSON.
 	ErrAttrs = errors.New("lease: bad attributes")
-	// ErrNoSubnet is wrapped by Acquire's error when all subnets are leased.
+	// ErrNoSubnet is wrapped by Acquire's error when all subnets are leased, or those
+	// that are not overlap what RegistryConfig.Avoid names.
 	ErrNoSubnet = errors.New("lease: no free subnet")
 	// ErrRunning is returned by calls that can't be made while Run runs.
 	ErrRunning = errors.New("lease: the registry is running")
@@ -49,6 +50,14 @@ type RegistryConfig struct {
 	// Previous is the subnet to ask for if this host has no lease: the one it
 	// had before, from subnet.env. Either family may be missing.
 	Previous Key
+	// Avoid returns what the host's own network uses: prefixes of either family and
+	// any length, in any order. A subnet that overlaps one of them is not chosen,
+	// Previous included, since its route would lead the host's own traffic into the
+	// overlay (flannel issue 611). A lease that this host has already is kept, with
+	// a warning. It is called at each choosing by the goroutine that called
+	// Acquire, and what it returns is not changed. nil means that there is nothing
+	// to avoid.
+	Avoid func() []netip.Prefix
 	// TTL is how long the lease lives without being renewed; 0 and below means DefaultTTL.
 	// It is rounded up to whole seconds by etcd.
 	TTL time.Duration

@@ -79,6 +79,10 @@ type Prober interface {
 type Params struct {
 	// Network is the network's configuration, with the backend's own part.
 	Network lease.Network
+	// Underlay, if not nil, returns what a host's own network uses: a peer's subnet
+	// that overlaps it is not to be routed to the peer, which would cut the host
+	// off. It may be called by Start and Sync.
+	Underlay func(Host) []netip.Prefix
 	// Log is never nil.
 	Log *slog.Logger
 }

@@ -18,6 +18,7 @@ type plan struct {
 	have6  bool           // over IPv6
 	mtu    int            // of the device
 	self   peerset.Self   // what is this host's own
+	host   backend.Host   // that it is for
 	local  []netip.Prefix // this host's subnets
 	routes []netip.Prefix // the networks that they are part of
 }

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -87,7 +88,7 @@ func New(opts Options) backend.New {
 		if opts.Engines == 0 {
 			opts.Engines = min(max(runtime.NumCPU()/2, 1), 4)
 		}
-		o := &overlay{opts: opts, network: p.Network, port: port, log: p.Log, table: encap.NewTable(), kick: make(chan struct{}, 1)}
+		o := &overlay{opts: opts, network: p.Network, underlay: p.Underlay, port: port, log: p.Log, table: encap.NewTable(), kick: make(chan struct{}, 1)}
 		if o.log == nil {
 			o.log = slog.New(slog.DiscardHandler)
 		}
@@ -102,13 +103,14 @@ func New(opts Options) backend.New {
 
 // overlay implements backend.Backend, Counter and Prober.
 type overlay struct {
-	opts    Options
-	network lease.Network
-	port    uint16
-	log     *slog.Logger
-	table   *encap.Table
-	kick    chan struct{} // wakes the keeper; one is enough
-	status  status        // has a lock of its own
+	opts     Options
+	network  lease.Network
+	underlay func(backend.Host) []netip.Prefix // nil: not known
+	port     uint16
+	log      *slog.Logger
+	table    *encap.Table
+	kick     chan struct{} // wakes the keeper; one is enough
+	status   status        // has a lock of its own
 
 	mu      sync.Mutex // guards what follows, against the keeper
 	started bool
@@ -141,6 +143,8 @@ func (o *overlay) Start(ctx context.Context, host backend.Host, own lease.Lease)
 	if err != nil {
 		return 0, err
 	}
+	p.host = host
+	o.lookAround(&p)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -229,6 +233,7 @@ func (o *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 		return errors.New("udp: sync: the backend is not running (call Start first)")
 	}
 	o.leases = slices.Clone(peers)
+	o.lookAround(&o.plan)
 	usable, mixed, notes := o.choose(o.leases, o.plan)
 	var errs []error
 	if err := o.table.Replace(o.plan.local, usable); err != nil {
@@ -244,6 +249,13 @@ func (o *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 		errs = append(errs, fmt.Errorf("udp: sync: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// lookAround notes what the host's own network uses at present.
+func (o *overlay) lookAround(p *plan) {
+	if o.underlay != nil {
+		p.self.Underlay = o.underlay(p.host)
+	}
 }
 
 // prune removes routes of other backends.

@@ -101,7 +101,7 @@ func (b *Backend) Start(ctx context.Context, host backend.Host, own lease.Lease)
 		return 0, err
 	}
 	keeper, closed := b.state()
-	next := Situation{Host: host, Own: own, Self: selfOf(host, own)}
+	next := Situation{Host: host, Own: own, Self: b.self(host, own)}
 	switch {
 	case closed:
 		return 0, fmt.Errorf("%s: start: the backend is closed (make another one)", b.cfg.Name)
@@ -176,9 +176,12 @@ func (b *Backend) Sync(ctx context.Context, leases []lease.Lease) error {
 		return fmt.Errorf("%s: sync: the backend is not running (call Start first)", b.cfg.Name)
 	}
 	b.leases = slices.Clone(leases)
-	peers, notes := b.chooser.Choose(b.now.Self, b.leases, b.end(b.now))
+	next := b.now // only Start and Sync write it
+	next.Self = b.self(next.Host, next.Own)
+	peers, notes := b.chooser.Choose(next.Self, b.leases, b.end(next))
 	said := b.chooser.Say(notes)
-	err := keeper.Apply(ctx, func() { b.now.Peers, b.synced = peers, true })
+	next.Peers = peers
+	err := keeper.Apply(ctx, func() { b.now, b.synced = next, true })
 	return errors.Join(said, err)
 }
 
@@ -239,9 +242,12 @@ func (b *Backend) plan(k netstate.Kernel) (netstate.State, error) {
 	return s, err
 }
 
-// selfOf collects the host's own addresses.
-func selfOf(host backend.Host, own lease.Lease) peerset.Self {
+// self collects what is the host's own.
+func (b *Backend) self(host backend.Host, own lease.Lease) peerset.Self {
 	s := peerset.Self{Key: own.Key}
+	if b.cfg.Params.Underlay != nil {
+		s.Underlay = b.cfg.Params.Underlay(host)
+	}
 	for _, a := range []netip.Addr{own.Attrs.PublicIP, own.Attrs.PublicIPv6, host.Addr4, host.Addr6, host.Public4, host.Public6} {
 		if a.IsValid() {
 			s.Addrs = append(s.Addrs, a.Unmap())
