@@ -158,7 +158,7 @@ func newExtension(opts Options, p backend.Params, cmds commands) *extension {
 	e := &extension{
 		log: log, cmds: cmds,
 		network:  vars{network: text(p.Network.IPv4.Prefix), network6: text(p.Network.IPv6.Prefix)},
-		runner:   runner{env: opts.Env, timeout: opts.Timeout, linger: time.Second, log: log},
+		runner:   runner{env: opts.Env, timeout: opts.Timeout, linger: 300 * time.Millisecond, log: log},
 		chooser:  peerset.Chooser{Backend: typeName, Types: []string{typeName}, Network: p.Network, Log: log},
 		state:    errors.New("extension: not started"),
 		patience: 5 * time.Second,

@@ -23,7 +23,7 @@ func cleanKernel(was subnetenv.File, removed func(what, name string)) error {
 	}
 	defer nl.Close()
 	if err = removeDevices(nl, was.Key(), removed); err == nil { // else a daemon runs, and wants its routes
-		err = errors.Join(removeTunnels(nl, was, removed), removeHoles(nl, removed))
+		err = errors.Join(removeTunnels(nl, was, removed), removeHoles(nl, was, removed))
 	}
 	if errors.Is(err, os.ErrPermission) && !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		err = fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
@@ -47,15 +47,23 @@ func removeTunnels(nl *netlink.Handle, was subnetenv.File, removed func(what, na
 	}, removed)
 }
 
+// The digits of VNIs in the names of VXLAN devices: those of long ones are hexadecimal,
+// or the names would be too long.
+const (
+	decimal     = "0123456789"
+	hexadecimal = "0123456789abcdef"
+)
+
 // isTunnel reports whether a backend, flannel's or ours, may have made the device.
 func isTunnel(l netlink.Link) bool {
 	switch name := l.Attrs().Name; l.Type() {
 	case "vxlan":
-		number, ok := strings.CutPrefix(name, "flannel.")
-		if !ok {
-			number, ok = strings.CutPrefix(name, "flannel-v6.")
+		for prefix, digits := range map[string]string{"flannel.": decimal, "flannel-v6.": decimal, "flannel.x": hexadecimal, "flannel6.": hexadecimal} {
+			number, ok := strings.CutPrefix(name, prefix)
+			if ok && number != "" && strings.Trim(number, digits) == "" {
+				return true
+			}
 		}
-		return ok && number != "" && strings.Trim(number, "0123456789") == ""
 	case "ipip":
 		return name == "flannel.ipip"
 	case "wireguard":

@@ -57,14 +57,20 @@ func TestCleanupTunnels(t *testing.T) {
 	must(ns.Do(func() error {
 		o := parse(t, nil, "-subnet-file="+filepath.Join(t.TempDir(), "subnet.env"))
 		must(newSubnetFile(o.subnetFile, discardLog()).keep(newFakeNode(), true))
-		vxlan("flannel.1", 1, "10.5.34.0/32")   // this host's
-		vxlan("flannel.2", 2, "10.5.77.0/32")   // of a subnet that it had before
-		vxlan("flannel.3", 3, "")               // half made
+		vxlan("flannel.1", 1, "10.5.34.0/32") // this host's
+		vxlan("flannel.2", 2, "10.5.77.0/32") // of a subnet that it had before
+		vxlan("flannel.3", 3, "")             // half made
+		vxlan("flannel.xbc614e", 12345678, "10.5.34.0/32")
+		vxlan("flannel6.2711", 10001, "")
 		vxlan("flannel.4", 4, "10.6.1.0/32")    // another daemon's
 		vxlan("flannel.five", 5, "10.5.9.0/32") // somebody's
 		vxlan("vx0", 6, "10.5.8.0/32")
-		for dst, metric := range map[string]int{"10.5.35.0/24": 0, "10.5.36.0/24": 100, "10.5.34.128/25": 0, "10.5.128.0/17": 0, "10.6.2.0/24": 0} {
-			must(netlink.RouteAdd(&netlink.Route{Dst: toIPNet(netip.MustParsePrefix(dst)), Gw: net.IPv4(192, 0, 2, 2), Priority: metric}))
+		for dst, r := range map[string]netlink.Route{
+			"10.5.35.0/24": {Gw: net.IPv4(192, 0, 2, 2)}, "10.5.36.0/24": {Gw: net.IPv4(192, 0, 2, 2), Priority: 100},
+			"10.5.34.128/25": {Gw: net.IPv4(192, 0, 2, 2)}, "10.5.128.0/17": {Gw: net.IPv4(192, 0, 2, 3)}, "10.6.2.0/24": {Gw: net.IPv4(192, 0, 2, 3)},
+		} {
+			r.Dst = toIPNet(netip.MustParsePrefix(dst))
+			must(netlink.RouteAdd(&r))
 		}
 		var log lockedBuffer
 		must(cleanHost(o, newLogger(&log, o), noRules))

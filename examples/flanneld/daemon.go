@@ -21,8 +21,9 @@ const (
 	// closeLimit is how long the end of the daemon waits for its parts. They need
 	// some milliseconds; what is stuck ends with the process.
 	closeLimit = 700 * time.Millisecond
-	// cleanupLimit is the same for -cleanup-on-exit.
-	cleanupLimit = 5 * time.Second
+	// cleanupLimit is the same for -cleanup-on-exit. Routes in a cloud's table take up
+	// to a minute to be removed; systemd waits 90 seconds.
+	cleanupLimit = 75 * time.Second
 )
 
 // errSignal is the cause of a context that SIGTERM or SIGINT has ended.

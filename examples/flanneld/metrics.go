@@ -27,6 +27,7 @@ type metric struct {
 type collector struct {
 	from    gauged
 	plain   []metric
+	engine  []metric // of the udp backend alone, as are the counters of packets
 	packets *prometheus.Desc
 	bytes   *prometheus.Desc
 	drops   *prometheus.Desc
@@ -84,7 +85,8 @@ func newCollector(from gauged) *collector {
 			{desc("socket_batches_total", "System calls on the socket that moved messages.", dir), func(d *encap.Direction) uint64 { return d.Batches }},
 			{desc("empty_reads_total", "Reads that found nothing.", dir), func(d *encap.Direction) uint64 { return d.EmptyAttempts }},
 		},
-		plain:   append(leaseMetrics(), engineMetrics()...),
+		plain:   leaseMetrics(),
+		engine:  engineMetrics(),
 		lease:   desc("lease_info", "1; the labels say which lease this host holds.", "subnet", "public_ip", "backend"),
 		mtu:     desc("container_mtu_bytes", "MTU that containers are to use."),
 		ready:   desc("ready", "1 if packets can flow and the subnet file is on disk, as /readyz says."),
@@ -109,6 +111,7 @@ func leaseMetrics() []metric {
 	}
 	return []metric{
 		{desc("peers", "Other hosts of the network."), prometheus.GaugeValue, func(s nodeStats) float64 { return float64(s.Lease.Peers) }},
+		{desc("peers_served", "1 if packets can flow to all other hosts of the network, 0 if the log names some to which they can't."), prometheus.GaugeValue, func(s nodeStats) float64 { return truth(s.SyncErr == nil) }},
 		count("lease_renewals_total", "Renewals of this host's lease.", func(s nodeStats) uint64 { return s.Lease.Renewals }),
 		count("lease_renewal_errors_total", "Renewals that failed, and were or will be repeated.", func(s nodeStats) uint64 { return s.Lease.RenewErrors }),
 		count("lease_retaken_total", "Times this host's lease was gone and was taken again.", func(s nodeStats) uint64 { return s.Lease.Retaken }),
@@ -142,7 +145,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.packets, c.bytes, c.drops, c.lease, c.mtu, c.ready, c.check, c.healthy, c.files} {
 		out <- d
 	}
-	for _, m := range c.plain {
+	for _, m := range append(c.plain[:len(c.plain):len(c.plain)], c.engine...) {
 		out <- m.desc
 	}
 	for _, w := range c.work {
@@ -168,6 +171,22 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		return
 	}
 	s := n.Stats()
+	if n.Network().BackendType == "udp" { // else nothing passes this process that it could count
+		c.collectPackets(put, &s)
+		for _, m := range c.engine {
+			put(m.desc, m.kind, m.read(s))
+		}
+	}
+	for _, m := range c.plain {
+		put(m.desc, m.kind, m.read(s))
+	}
+	l := n.Lease()
+	put(c.lease, prometheus.GaugeValue, 1, l.Key.String(), publicOf(l).String(), n.Network().BackendType)
+	put(c.mtu, prometheus.GaugeValue, float64(n.MTU()))
+}
+
+// collectPackets tells of the data path.
+func (c *collector) collectPackets(put func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string), s *nodeStats) {
 	for _, d := range []struct {
 		label string
 		*encap.Direction
@@ -183,12 +202,6 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			put(c.drops, prometheus.CounterValue, float64(v), dropDirection(reason), reason.String())
 		}
 	}
-	for _, m := range c.plain {
-		put(m.desc, m.kind, m.read(s))
-	}
-	l := n.Lease()
-	put(c.lease, prometheus.GaugeValue, 1, l.Key.String(), publicOf(l).String(), n.Network().BackendType)
-	put(c.mtu, prometheus.GaugeValue, float64(n.MTU()))
 }
 
 // dropDirection tells which way a dropped packet was going: encap lists the reasons

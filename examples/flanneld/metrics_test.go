@@ -166,3 +166,30 @@ func TestReadmeMetrics(t *testing.T) {
 		}
 	}
 }
+
+// kernelNode is a node whose packets do not pass this process.
+type kernelNode struct{ *fakeNode }
+
+func (n kernelNode) Network() lease.Network {
+	network := n.fakeNode.Network()
+	network.BackendType = "vxlan"
+	return network
+}
+
+// TestMetricsOfKernelBackends: nothing is told of what nobody has counted; whether all
+// peers are served is.
+func TestMetricsOfKernelBackends(t *testing.T) {
+	n := busyNode()
+	n.stats.SyncErr = errors.New("one of them not")
+	text, _ := scrape(t, kernelNode{n})
+	for _, name := range []string{"dropped_packets_total", "traffic_packets_total", "icmp_sent_total", "device_calls_total"} {
+		if strings.Contains(text, "flanneld_"+name) {
+			t.Errorf("%s is told of a vxlan host", name)
+		}
+	}
+	for _, line := range []string{"flanneld_peers 38\n", "flanneld_peers_served 0\n"} {
+		if !strings.Contains(text, line) {
+			t.Errorf("%q is not told", line)
+		}
+	}
+}

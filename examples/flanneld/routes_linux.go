@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 
+	"github.com/flannelkit/flannelkit/lease/subnetenv"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -37,8 +38,10 @@ func addHoles(subnets []netip.Prefix) error {
 	return errors.Join(all...)
 }
 
-// removeHoles removes all blackhole routes of ours, and calls removed for each.
-func removeHoles(nl *netlink.Handle, removed func(what, name string)) error {
+// removeHoles removes the blackhole routes of ours, and of a backend's, that have to do
+// with the networks of the subnet file, or all if it tells of none: another daemon's
+// keep packets from leaving in the clear. It calls removed for each.
+func removeHoles(nl *netlink.Handle, was subnetenv.File, removed func(what, name string)) error {
 	var all []error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		// By type and not by metric, for which netlink has no filter.
@@ -47,7 +50,7 @@ func removeHoles(nl *netlink.Handle, removed func(what, name string)) error {
 			all = append(all, fmt.Errorf("list routes: %w", err))
 		}
 		for _, r := range routes {
-			if r.Priority != holeMetric || r.Dst == nil {
+			if r.Priority != holeMetric || r.Dst == nil || !concerns(was, r.Dst) {
 				continue
 			}
 			if err := nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -58,6 +61,20 @@ func removeHoles(nl *netlink.Handle, removed func(what, name string)) error {
 		}
 	}
 	return errors.Join(all...)
+}
+
+// concerns reports whether a destination is in the networks of a subnet file, or the
+// file tells of none.
+func concerns(was subnetenv.File, dst *net.IPNet) bool {
+	told := false
+	for _, n := range []netip.Prefix{was.Network, was.Network6} {
+		told = told || n.IsValid()
+		a, _ := netip.AddrFromSlice(dst.IP)
+		if n.IsValid() && n.Contains(a.Unmap()) {
+			return true
+		}
+	}
+	return !told
 }
 
 func toIPNet(p netip.Prefix) *net.IPNet {
