@@ -3,6 +3,7 @@ package netstate
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -74,21 +75,27 @@ func (w *work) addAddr(link netlink.Link, p netip.Prefix) error {
 	return err
 }
 
-// listNeighs lists the permanent neighbour entries of a link.
-func (w *work) listNeighs(index, family int) ([]netlink.Neigh, error) {
-	list, err := again(func() ([]netlink.Neigh, error) {
-		return w.nl.NeighListExecute(netlink.Ndmsg{Family: uint8(family), Index: uint32(index)})
-	})
-	if err != nil {
-		return nil, err
-	}
-	permanent := list[:0]
-	for _, n := range list {
-		if n.State&unix.NUD_PERMANENT != 0 && n.LinkIndex == index {
-			permanent = append(permanent, n)
+// dumpNeighs calls each for the permanent neighbour or forwarding entries of a link.
+// While others change the tables a dump can lack some, and does not say so; so what
+// seems to be missing though it was in place is looked for again.
+func (w *work) dumpNeighs(index, family int, each func(netlink.Neigh), missing func() bool) error {
+	for range dumps {
+		list, err := again(func() ([]netlink.Neigh, error) {
+			return w.nl.NeighListExecute(netlink.Ndmsg{Family: uint8(family), Index: uint32(index)})
+		})
+		if err != nil {
+			return err
+		}
+		for _, n := range list {
+			if n.State&unix.NUD_PERMANENT != 0 && n.LinkIndex == index {
+				each(n)
+			}
+		}
+		if !missing() {
+			return nil
 		}
 	}
-	return permanent, nil
+	return nil
 }
 
 // neighs makes the permanent neighbours of our links what they shall be.
@@ -113,13 +120,15 @@ func (w *work) neighs() {
 		have := map[netip.Addr]netlink.Neigh{}
 		failed := false
 		for _, family := range families(has4, has6) {
-			list, err := w.listNeighs(index, family)
+			err := w.dumpNeighs(index, family, func(n netlink.Neigh) { have[toAddr(n.IP)] = n }, func() bool {
+				return slices.ContainsFunc(want, func(n Neigh) bool {
+					_, ok := have[n.IP]
+					return !ok && w.k.placed[n]
+				})
+			})
 			if err != nil {
 				w.errs = append(w.errs, fmt.Errorf("%s: list the neighbours of %s: %w", w.k.cfg.Backend, l.Name, err))
 				failed = true
-			}
-			for _, n := range list {
-				have[toAddr(n.IP)] = n
 			}
 		}
 		if failed {
@@ -161,16 +170,20 @@ func (w *work) fdb() {
 			continue
 		}
 		index := link.Attrs().Index
-		list, err := w.listNeighs(index, unix.AF_BRIDGE)
-		if err != nil {
-			w.errs = append(w.errs, fmt.Errorf("%s: list the forwarding entries of %s: %w", w.k.cfg.Backend, l.Name, err))
-			continue
-		}
 		have := map[MAC]netlink.Neigh{}
-		for _, n := range list {
+		err := w.dumpNeighs(index, unix.AF_BRIDGE, func(n netlink.Neigh) {
 			if len(n.HardwareAddr) == 6 && n.HardwareAddr[0]&1 == 0 && MAC(n.HardwareAddr) != (MAC{}) {
 				have[MAC(n.HardwareAddr)] = n
 			}
+		}, func() bool {
+			return slices.ContainsFunc(w.state.FDB, func(f FDB) bool {
+				_, ok := have[f.MAC]
+				return !ok && f.Link == l.Name && w.k.placed[f]
+			})
+		})
+		if err != nil {
+			w.errs = append(w.errs, fmt.Errorf("%s: list the forwarding entries of %s: %w", w.k.cfg.Backend, l.Name, err))
+			continue
 		}
 		for _, f := range distinct(w, w.state.FDB, func(f FDB) any { return FDB{Link: f.Link, MAC: f.MAC} }, func(f FDB) string { return f.Peer }) {
 			if f.Link != l.Name {

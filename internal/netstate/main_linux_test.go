@@ -2,6 +2,7 @@ package netstate
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,7 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { netlab.Main(m) }
+// TestMain has more tests run at once than there are processors: most of them wait.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		_ = f.Value.Set("6")
+	}
+	netlab.Main(m)
+}
 
 const vx, ext = "flannel.1", "eth0"
 

@@ -19,7 +19,7 @@ func metric(p netip.Prefix) int {
 	return 0
 }
 
-// dumps is how often at most the IPv6 routes are listed in a round.
+// dumps is how often at most something is listed in a round.
 const dumps = 4
 
 // listRoutes lists the main table's routes that have to do with the area or are wanted,
