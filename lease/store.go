@@ -60,7 +60,8 @@ type Store interface {
 	Renew(ctx context.Context, old Entry, ttl time.Duration) (Entry, error)
 
 	// Delete removes an entry that is still at old.Revision; ErrConflict if it
-	// was changed or is gone.
+	// was changed or is gone. It returns when the entry is gone, for which a
+	// store may need half a second. Only Key and Revision of old are needed.
 	Delete(ctx context.Context, old Entry) error
 
 	// Watch calls fn with everything that happens after a revision (of a Listing

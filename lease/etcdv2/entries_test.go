@@ -146,7 +146,9 @@ func TestRequestCounts(t *testing.T) {
 	count("Renew", 1, func() (err error) { e, err = s.Renew(ctx, e, time.Hour); return err })
 	count("Update", 1, func() (err error) { e, err = s.Update(ctx, e, nil, 0); return err })
 	count("Renew of a permanent entry", 0, func() (err error) { e, err = s.Renew(ctx, e, time.Hour); return err })
-	count("Delete", 1, func() error { return s.Delete(ctx, e) })
+	e, err := s.Update(ctx, e, []byte("value"), 0)
+	check(t, err)
+	count("Delete", 2, func() error { return s.Delete(ctx, e) }) // the second one waits
 	raw(t, srv, http.MethodPut, DefaultPrefix+"/config", "", url.Values{"value": {"{}"}})
 	count("Config", 1, func() error { _, err := s.Config(ctx); return err })
 	count("Update at revision 0", 0, func() error {
@@ -211,6 +213,7 @@ func TestLostAnswers(t *testing.T) {
 			t.Errorf("%s: %d requests; want 1", what, writes.Load())
 		}
 	}
+	ended(t, srv, gone.Key)
 	if _, all := list(t, good); len(all) != 2 || string(all["10.5.1.0-24"].Value) != "2" || string(all["10.5.3.0-24"].Value) != "1" {
 		t.Fatalf("not all of the writes have come through: %+v", all)
 	}

@@ -255,6 +255,8 @@ func TestEmptyAnswers(t *testing.T) {
 func TestEvents(t *testing.T) {
 	w := &watch{s: open(t, Config{Prefix: "/net"})}
 	file, dir := &client.Node{}, &client.Node{Dir: true}
+	over := &client.Node{Expiration: new(time.Time)} // the same value, and its time is up
+	left := &client.Node{Expiration: new(time.Time), TTL: 1}
 	for _, c := range []struct {
 		action, key string
 		node, prev  *client.Node
@@ -264,6 +266,10 @@ func TestEvents(t *testing.T) {
 		{"create", "/net/subnets/a", file, nil, "a"},
 		{"update", "/net/subnets/a", file, file, "a"},
 		{"compareAndSwap", "/net/subnets/a", file, file, "a"},
+		{"compareAndSwap", "/net/subnets/a", over, file, ""}, // a Delete begins
+		{"compareAndSwap", "/net/subnets/a", left, file, "a"},
+		{"compareAndSwap", "/net/subnets/a", over, &client.Node{Value: "another"}, "a"},
+		{"set", "/net/subnets/a", over, file, "a"},
 		{"delete", "/net/subnets/a", file, file, "-a"},
 		{"compareAndDelete", "/net/subnets/a", file, file, "-a"},
 		{"expire", "/net/subnets/a", file, file, "-a"},

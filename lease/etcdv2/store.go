@@ -4,7 +4,8 @@
 // are those of flannel, so that both can share a network.
 //
 // What this interface is like shapes the store. An entry's time to live is its own
-// and ends by the servers' clocks, also while they are down. The servers remember
+// and ends by the servers' clocks, also while they are down; to delete it means to
+// have it end, since flannel understands no other event. The servers remember
 // the last 1000 events of the whole etcd, not of the network: whoever comes back
 // later than that has to list again. Nothing but a request tells whether a server
 // is alive, so a watch asks every ten seconds.

@@ -215,11 +215,9 @@ func (w *watch) batch(ev *client.Response) (lease.Batch, error) {
 	if n.ModifiedIndex <= w.cursor.Load() {
 		return b, fmt.Errorf("%w: etcd reports event %d again", lease.ErrCompacted, n.ModifiedIndex)
 	}
-	var deleted bool
+	deleted := removes(ev)
 	switch ev.Action {
-	case "delete", "expire", "compareAndDelete":
-		deleted = true
-	case "set", "create", "update", "compareAndSwap":
+	case "delete", "expire", "compareAndDelete", "set", "create", "update", "compareAndSwap":
 	default:
 		return b, fmt.Errorf("%w: what is the event %q of %s?", lease.ErrCompacted, ev.Action, n.Key)
 	}
@@ -233,6 +231,7 @@ func (w *watch) batch(ev *client.Response) (lease.Batch, error) {
 	case n.Dir && (ev.PrevNode == nil || ev.PrevNode.Dir): // a new directory
 	case n.Dir, deleted: // removed, also by a directory in its place
 		b.Events = []lease.Event{{Entry: lease.Entry{Key: key, Revision: n.ModifiedIndex}, Deleted: true}}
+	case condemns(ev): // the end of it is reported when it comes
 	default:
 		b.Events = []lease.Event{{Entry: entryOf(key, n)}}
 	}

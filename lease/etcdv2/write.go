@@ -48,22 +48,6 @@ func (s *Store) Renew(ctx context.Context, old lease.Entry, ttl time.Duration) (
 	return e, nil
 }
 
-// Delete implements [lease.Store].
-func (s *Store) Delete(ctx context.Context, old lease.Entry) error {
-	err := checkKey(old.Key)
-	if err == nil && old.Revision == 0 {
-		err = lease.ErrConflict // to etcd, 0 means that any will do
-	}
-	if err == nil {
-		q := url.Values{"prevIndex": {strconv.FormatUint(old.Revision, 10)}}
-		_, err = s.write(ctx, &request{method: http.MethodDelete, key: s.subnets + "/" + old.Key, query: q, once: true})
-	}
-	if err != nil {
-		return fmt.Errorf("etcdv2: delete %q: %w", old.Key, err)
-	}
-	return nil
-}
-
 // swap writes an entry that is still at old.Revision.
 func (s *Store) swap(ctx context.Context, old lease.Entry, value []byte, ttl time.Duration) (lease.Entry, error) {
 	if old.Revision == 0 {

@@ -225,26 +225,20 @@ func testForeign(t *testing.T, n Network) {
 		conflict(t, what+": Delete", a.Delete(callContext(t), old))
 		b.unchanged(now, what+": Delete")
 	}
-	mine := a.create(key1, "a", long)
-	b.remove(mine)
-	theirs := b.create(key1, "b", long)
-	stale("taken by another", mine, theirs)
+	const key7 = "10.5.7.0-24"
+	all := []lease.Entry{a.create(key1, "a", long), a.create(key2, "the same", long), a.create(key7, "a", 0)}
+	a.remove(all[1])
+	b.removeAll(all[0], all[2])
+	stale("taken by another", all[0], b.create(key1, "b", long))
+	stale("taken by another with the same value", all[1], b.create(key2, "the same", long))
+	theirs := b.create(key7, "b", long)
+	stale("permanent, and taken by another", all[2], theirs)
+	a.unchanged(theirs, "all of that")
 
-	mine = a.create(key2, "the same", long)
-	a.remove(mine)
-	theirs = b.create(key2, "the same", long)
-	stale("taken by another with the same value", mine, theirs)
-
-	mine = a.create(key3, "a", long)
+	mine := a.create(key3, "a", long)
 	theirs = b.update(mine, "b", long)
 	stale("changed by another", mine, theirs)
 	theirs = b.update(theirs, "b", 0)
 	stale("made permanent by another", mine, theirs)
 	stale("made permanent by another, older", lease.Entry{Key: key3, Revision: mine.Revision, Handle: mine.Handle}, theirs)
-
-	mine = a.create("10.5.7.0-24", "a", 0)
-	b.remove(mine)
-	theirs = b.create("10.5.7.0-24", "b", long)
-	stale("permanent, and taken by another", mine, theirs)
-	a.unchanged(theirs, "all of that")
 }

@@ -3,6 +3,7 @@ package leasetest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -96,6 +97,25 @@ func (h *host) remove(old lease.Entry) {
 	h.t.Helper()
 	if err := h.Delete(callContext(h.t), old); err != nil {
 		h.t.Fatalf("Delete %s: %v", old.Key, err)
+	}
+}
+
+// removeAll deletes entries that nobody else changes, at the same time: a store may
+// take its time for one. They are gone afterwards.
+func (h *host) removeAll(olds ...lease.Entry) {
+	h.t.Helper()
+	ctx := callContext(h.t)
+	together(h.t, len(olds), func(i int) error {
+		if err := h.Delete(ctx, olds[i]); err != nil {
+			return fmt.Errorf("Delete %q: %w", olds[i].Key, err)
+		}
+		return nil
+	})
+	_, left := h.list()
+	for _, e := range olds {
+		if left[e.Key].Revision != 0 {
+			h.t.Errorf("Delete: %q is still there", e.Key)
+		}
 	}
 }
 
