@@ -33,8 +33,12 @@ func (c *cloud) findNIC(ctx context.Context, host backend.Host) (nic, error) {
 	if !addr.IsValid() {
 		return nic{}, fmt.Errorf("awsvpc: find the network interface: %w: %s has no address (choose the interface with the instance's private address)", ErrInterface, host.Link)
 	}
+	// A filter, or pages, or both: requests with neither have the lower rate limit,
+	// even for one ID. A filter may also leave pages empty, so there should be few.
+	const most = 1000 // what EC2 allows in a page
 	var all []string
-	pages := ec2.NewDescribeInstancesPaginator(c.client, &ec2.DescribeInstancesInput{InstanceIds: []string{c.instance}})
+	seen := false
+	pages := ec2.NewDescribeInstancesPaginator(c.client, &ec2.DescribeInstancesInput{Filters: []types.Filter{filter("instance-id", c.instance)}, MaxResults: aws.Int32(most)})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
@@ -42,6 +46,7 @@ func (c *cloud) findNIC(ctx context.Context, host backend.Host) (nic, error) {
 		}
 		for _, r := range page.Reservations {
 			for _, instance := range r.Instances {
+				seen = true
 				for _, found := range instance.NetworkInterfaces {
 					addrs := addresses(found)
 					if slices.Contains(addrs, addr) {
@@ -54,6 +59,10 @@ func (c *cloud) findNIC(ctx context.Context, host backend.Host) (nic, error) {
 				}
 			}
 		}
+	}
+	if !seen {
+		return nic{}, fmt.Errorf("awsvpc: find the network interface: %w: EC2 in %s shows no instance %s (is the region right (AWS_REGION), and are the credentials of the instance's account?)",
+			ErrInterface, c.region, c.instance)
 	}
 	return nic{}, fmt.Errorf("awsvpc: find the network interface: %w: none of instance %s in %s has %s of %s; it has %s (choose the interface, or assign the address to it in EC2 as a secondary private one)",
 		ErrInterface, c.instance, c.region, addr, host.Link, or(strings.Join(all, ", "), "none"))

@@ -27,7 +27,9 @@ type Options struct {
 	Region string
 	// Config is used instead of what the environment and the shared files say:
 	// credentials, HTTP client, endpoint, retryer. It is copied. nil is right for
-	// almost everyone.
+	// almost everyone. The instance metadata service is asked directly all the
+	// same, not by an HTTP client that may use a proxy; but Credentials that ask it
+	// do that by whatever client they were made with.
 	Config *aws.Config
 	// CheckEvery is how long after the last look at the route tables the next one
 	// comes, give or take an eighth; what somebody changed in between is put right
@@ -43,12 +45,15 @@ type Options struct {
 // source/destination check off if it is on. It fails, before a lease is taken, with an
 // error that wraps ErrNotEC2, ErrCredentials, ErrPermission, ErrInterface, ErrRouteTable
 // or ErrUnavailable. While EC2 throttles requests, it waits and tries again until ctx
-// ends; so does the first Start.
+// ends; so does the first Start. Both log a warning as soon as a request has failed that
+// is tried again, and when that is for another reason; they give up after some minutes
+// at most, if EC2 can't be reached.
 //
 // Start makes the routes in all tables, or fails, and then takes back those that it
 // created. Its MTU is the interface's. From then on the tables are checked now and
 // then (Options.CheckEvery). Sync asks EC2 nothing: it takes note of the peers, whose
-// routes are their own hosts' business, so that none of theirs is removed.
+// routes are their own hosts' business, so that none of theirs is removed. Of others,
+// blackholes are removed, and those to this host, which it has had other subnets for.
 //
 // Close(true) leaves everything as it is; Close(false) deletes the routes to this
 // host's subnets that still lead to this instance. It waits for EC2, up to half a
@@ -74,7 +79,7 @@ func newVPC(opts Options, p backend.Params, tune tuning) (*vpc, error) {
 	if opts.CheckEvery == 0 {
 		opts.CheckEvery = defaultCheckEvery
 	}
-	v := &vpc{opts: opts, network: p.Network, tables: tables, log: p.Log, tune: tune, touched: make(map[string]bool)}
+	v := &vpc{opts: opts, network: p.Network, tables: tables, log: p.Log, tune: tune, touched: make(map[string]bool), placed: make(map[place]string)}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
 	}
@@ -96,8 +101,10 @@ type vpc struct {
 	closed bool
 
 	// These are for rounds, which never overlap, and for Close after the last.
-	touched map[string]bool // IDs of the tables that have, or had, our routes
-	said    string          // the last complaint about blackholes
+	touched map[string]bool  // IDs of the tables that have, or had, our routes
+	placed  map[place]string // routes that were in place once, and to which interface
+	off     string           // the interface whose source/destination check was off
+	said    string           // the last complaint about routes that nobody needs
 }
 
 // Prepare implements backend.Backend. The lease says nothing of the backend.
@@ -105,7 +112,7 @@ func (v *vpc) Prepare(ctx context.Context, host backend.Host) (lease.Attrs, erro
 	if err := ctx.Err(); err != nil {
 		return lease.Attrs{}, err
 	}
-	err := v.insist(ctx, func() error {
+	err := v.insist(ctx, func(ctx context.Context) error {
 		if err := v.open(ctx); err != nil {
 			return err
 		}
@@ -142,14 +149,19 @@ func (v *vpc) open(ctx context.Context) (err error) {
 }
 
 // insist calls f again for as long as EC2 throttles requests: when a thousand hosts
-// start at once, those who give up and begin anew ask the most.
-func (v *vpc) insist(ctx context.Context, f func() error) error {
+// start at once, those who give up and begin anew ask the most. With the ctx that f
+// gets, each request that is tried again is logged.
+func (v *vpc) insist(ctx context.Context, f func(context.Context) error) error {
+	ctx, w := withWaiting(ctx, v.log)
 	for pause := v.tune.min; ; pause = min(2*pause, v.tune.max/10) {
-		err := f()
+		err := f(ctx)
+		if err == nil {
+			w.over()
+		}
 		if !errors.Is(err, ErrThrottled) {
 			return err
 		}
-		v.log.Warn("waiting for EC2", "err", err)
+		w.again(actionOf(err), err)
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("awsvpc: gave up waiting: %w: %w", context.Cause(ctx), err)
@@ -177,9 +189,8 @@ func (v *vpc) Start(ctx context.Context, host backend.Host, own lease.Lease) (mt
 	aim := aim{host: host, own: own.Key}
 	if v.loop == nil {
 		err = v.startFirst(ctx, aim)
-	} else if err = v.loop.Now(ctx, func() { v.state.setAim(aim) }); err != nil {
-		v.state.setAim(before)
-		v.loop.Wake() // it goes back to what was
+	} else {
+		err = v.startAgain(ctx, aim, before)
 	}
 	if err != nil {
 		return 0, err
@@ -188,11 +199,25 @@ func (v *vpc) Start(ctx context.Context, host backend.Host, own lease.Lease) (mt
 	return host.MTU, nil
 }
 
+// startAgain has the loop do a round for what shall be now.
+func (v *vpc) startAgain(ctx context.Context, now, before aim) error {
+	ctx, w := withWaiting(ctx, v.log)
+	if err := v.loop.Now(ctx, func() { v.state.setAim(now) }); err != nil {
+		v.state.setAim(before)
+		v.loop.Wake() // it goes back to what was
+		return err
+	}
+	w.over()
+	return nil
+}
+
 // startFirst does the first round by itself, so that nothing tries on after an error.
 func (v *vpc) startFirst(ctx context.Context, a aim) error {
 	v.state.setAim(a)
+	clear(v.placed)
+	v.off = ""
 	var made, maybe []place
-	err := v.insist(ctx, func() error {
+	err := v.insist(ctx, func(ctx context.Context) error {
 		if err := v.open(ctx); err != nil {
 			return err
 		}

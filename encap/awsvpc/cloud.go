@@ -7,12 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -24,19 +24,22 @@ type tuning struct {
 	attempts   int           // of one request
 	backoff    time.Duration // the longest pause between two of them
 	request    time.Duration // how long one may take
+	dial       time.Duration // how long a connection may take to be accepted
 	round      time.Duration // how long a round may take
 	min, max   time.Duration // pauses between rounds that failed
 	closing    time.Duration // how long Close may take
 	undo       time.Duration // how long a failed Start may take back what it did
 	delayer    retry.BackoffDelayer
 	identifies time.Duration // how long finding out who we are may take
+	// proxy is which one is used for requests that may go through one.
+	proxy func(*http.Request) (*url.URL, error)
 }
 
 func usual() tuning {
 	const longest = 10 * time.Second
-	return tuning{attempts: 6, backoff: longest, request: 20 * time.Second, round: 2 * time.Minute,
+	return tuning{attempts: 6, backoff: longest, request: 20 * time.Second, dial: 5 * time.Second, round: 2 * time.Minute,
 		min: time.Second, max: 5 * time.Minute, closing: 30 * time.Second, undo: 5 * time.Second, identifies: 10 * time.Second,
-		delayer: retry.NewExponentialJitterBackoff(longest)}
+		delayer: retry.NewExponentialJitterBackoff(longest), proxy: http.ProxyFromEnvironment}
 }
 
 // A cloud is EC2 as this instance sees it.
@@ -54,7 +57,7 @@ func openCloud(ctx context.Context, opts Options, tune tuning, log *slog.Logger)
 	}
 	metaCtx, cancel := context.WithTimeoutCause(ctx, tune.identifies, fmt.Errorf("no answer within %v", tune.identifies))
 	defer cancel()
-	meta := imds.NewFromConfig(cfg)
+	meta := newMetadata(cfg, tune)
 	c := &cloud{}
 	if c.instance, err = instanceID(metaCtx, meta); err == nil && cfg.Region == "" {
 		var out *imds.GetRegionOutput
@@ -66,7 +69,7 @@ func openCloud(ctx context.Context, opts Options, tune tuning, log *slog.Logger)
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("awsvpc: instance metadata: %w", context.Cause(ctx))
 		}
-		const remedy = "aws-vpc works on EC2 instances only: use another backend elsewhere; on EC2, enable the metadata service, let a container use the host's network, set NO_PROXY=169.254.169.254, unset AWS_EC2_METADATA_DISABLED, or set AWS_EC2_METADATA_SERVICE_ENDPOINT"
+		const remedy = "aws-vpc works on EC2 instances only: use another backend elsewhere; on EC2, enable the metadata service, let a container use the host's network, unset AWS_EC2_METADATA_DISABLED, or set AWS_EC2_METADATA_SERVICE_ENDPOINT"
 		return nil, &callError{text: fmt.Sprintf("awsvpc: instance metadata: %s (%s)", reason(err), remedy), kind: ErrNotEC2, cause: err}
 	}
 	c.region = cfg.Region
@@ -79,6 +82,9 @@ func openCloud(ctx context.Context, opts Options, tune tuning, log *slog.Logger)
 				s.MaxAttempts, s.MaxBackoff, s.Backoff = tune.attempts, tune.backoff, tune.delayer
 			})
 		}
+		if r, ok := o.Retryer.(aws.RetryerV2); ok {
+			o.Retryer = telling{r}
+		}
 	})
 	return c, nil
 }
@@ -87,19 +93,20 @@ func openCloud(ctx context.Context, opts Options, tune tuning, log *slog.Logger)
 // finds it.
 func loadConfig(ctx context.Context, opts Options, tune tuning, log *slog.Logger) (aws.Config, error) {
 	var cfg aws.Config
+	through := newProxies(tune)
+	client := newClient(tune, through)
 	if opts.Config != nil {
-		cfg = opts.Config.Copy()
+		if cfg = opts.Config.Copy(); cfg.HTTPClient == nil {
+			cfg.HTTPClient = client
+		}
 	} else {
-		// A connection that is not used for minutes is closed by one side or the
-		// other. Without keeping any, none are left over after Close either.
-		client := awshttp.NewBuildableClient().WithTimeout(tune.request).
-			WithTransportOptions(func(t *http.Transport) { t.DisableKeepAlives = true })
 		var err error
 		cfg, err = config.LoadDefaultConfig(ctx, config.WithHTTPClient(client), config.WithLogger(sdkLogger(log)))
 		if err != nil {
 			return aws.Config{}, fmt.Errorf("awsvpc: AWS configuration: %w (see the AWS_ variables, and the files they name)", err)
 		}
 	}
+	through.learnFrom(cfg)
 	if opts.Region != "" {
 		cfg.Region = opts.Region
 	}

@@ -34,12 +34,14 @@
 // agent, led to an instance or interface, and is to exactly a subnet that the network
 // hands out (its length, from SubnetMin to SubnetMax), and if no peer's lease is
 // there: a stopped instance, whose route is a blackhole too, may come back for as long
-// as it has its lease. There is one exception: if a table is full before the peers are
-// known, Start gives up as many of these blackholes as it needs, whosever they are. No
-// packet went that way, and a host that comes back makes its route anew.
+// as it has its lease. Likewise removed are such routes that lead to this very
+// instance, active ones too, but not to its present subnet: they are from an earlier
+// lease of it. There is one exception: if a table is full before the peers are known,
+// Start gives up as many of all these as it needs, whosever they are. No packet that
+// went that way has arrived, and a host that comes back makes its route anew.
 //
-// Nothing else is ever changed: no active route but the one to this host's own
-// subnet, and nothing outside of the flannel network.
+// Nothing else is ever changed: no active route but those to this host's own subnet
+// and to this host, and nothing outside of the flannel network.
 //
 // # Limits
 //
@@ -47,10 +49,16 @@
 // IPv4 and IPv6 each; the quota "Routes per route table" of Amazon VPC can be raised
 // to 1000. Beyond that use another backend, such as vxlan.
 //
-// EC2 limits the rate of requests for a whole account. A host asks twice in five
-// minutes (Options.CheckEvery), spread at random; 1000 hosts make about seven
-// requests a second, where EC2 grants twenty a second of each kind. A request that is
-// throttled is tried again with growing pauses.
+// EC2 limits the rate of requests for a whole account and region, for each action by
+// itself. Every five minutes (Options.CheckEvery), spread at random, a host makes one
+// DescribeInstances and one DescribeRouteTables (two where the VPC's main table is to
+// be found): for 1000 hosts that is three to four a second of each, or seven. By
+// default EC2 grants 20 a second of each such action, and 100 at once, since these
+// requests have filters and pages; without, DescribeInstances would have 10 and 50. Of
+// CreateRoute, ReplaceRoute and DeleteRoute it grants 5 a second each, and 50 at once:
+// 1000 hosts that all begin at the same moment have their routes after some minutes.
+// (Amazon EC2 Developer Guide, "Request throttling for the Amazon EC2 API".) A request
+// that is throttled is tried again with growing pauses.
 //
 // # Permissions
 //
@@ -100,7 +108,11 @@
 //	AWS_EC2_METADATA_DISABLED               must not be true: the instance's ID comes from there
 //	AWS_MAX_ATTEMPTS, AWS_RETRY_MODE        how often a request is tried; 6 without
 //	AWS_CA_BUNDLE                           certificates of a proxy or emulator
-//	HTTPS_PROXY, HTTP_PROXY, NO_PROXY       NO_PROXY should have 169.254.169.254
+//	HTTPS_PROXY, HTTP_PROXY, NO_PROXY       a proxy for requests to EC2 and STS
+//
+// The metadata service is never asked through a proxy, nor is any other link-local
+// address: it hands out the role's credentials in plain text, and to a proxy it would
+// give its own.
 //
 // In a container the metadata service must be within reach: use the host's network, or
 // raise the instance's metadata response hop limit to 2.

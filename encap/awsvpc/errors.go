@@ -91,7 +91,7 @@ func explain(ctx context.Context, action, what string, err error) error {
 func judge(action string, err error) (kind error, remedy string) {
 	code := codeOf(err)
 	if retry.IsErrorThrottles(retry.DefaultThrottles).IsErrorThrottle(err) == aws.TrueTernary {
-		return ErrThrottled, "the account makes too many requests to EC2 in this region: make fewer, or ask AWS for a higher API request rate; it is tried again"
+		return ErrThrottled, "the account makes too many requests to EC2 in this region: make fewer, or ask AWS for a higher API request rate"
 	}
 	switch family, _, _ := strings.Cut(code, "."); family {
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
@@ -114,7 +114,7 @@ func judge(action string, err error) (kind error, remedy string) {
 	if code != "" && !(errors.As(err, &answer) && answer.HTTPStatusCode() >= http.StatusInternalServerError) {
 		return nil, "EC2 refuses this request"
 	}
-	return ErrUnavailable, "it is tried again; else see AWS_ENDPOINT_URL_EC2, AWS_REGION, the proxy variables, and the way to EC2: internet, NAT or a VPC endpoint for ec2"
+	return ErrUnavailable, "see AWS_ENDPOINT_URL_EC2, AWS_REGION, the proxy variables, and the way to EC2: internet, NAT or a VPC endpoint for ec2"
 }
 
 // reason says in words what went wrong, leaving out what differs from time to time.
@@ -124,6 +124,7 @@ func reason(err error) string {
 		answer *awshttp.ResponseError
 		send   *url.Error
 		op     *net.OpError
+		name   *net.DNSError
 		decode *smithy.DeserializationError
 	)
 	switch {
@@ -137,6 +138,13 @@ func reason(err error) string {
 		return api.ErrorCode() + ": " + strings.TrimSuffix(text, ".")
 	case errors.As(err, &decode):
 		return "the answer can't be understood"
+	case errors.As(err, &name):
+		// Its text may have the port that was asked from, another one each time.
+		text := name.Err
+		if i := strings.LastIndex(text, ": "); i >= 0 {
+			text = text[i+2:]
+		}
+		return "lookup " + name.Name + ": " + text
 	case errors.As(err, &op) && op.Addr != nil:
 		return fmt.Sprintf("%s %s: %v", op.Op, op.Addr, op.Err)
 	case errors.As(err, &send):

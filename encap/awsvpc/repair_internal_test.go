@@ -164,7 +164,7 @@ func TestSweepRace(t *testing.T) {
 	v := r.backend(network4, never)
 	r.start(v, "10.0.1.10", "10.5.7.0/24")
 	check(t, v.Sync(t.Context(), nil))
-	wait(t, "the round is over", func() bool { return r.log.Count("put right", "10.5.200.0/24") == 1 })
+	wait(t, "the round is over", func() bool { return r.log.Count("INFO", "nobody needs are removed", "10.5.200.0/24") == 1 })
 	check(t, v.Probe())
 	if n := r.log.Count("can't remove"); n != 0 {
 		t.Errorf("what is gone already is complained about: %q", r.log.With("can't remove"))

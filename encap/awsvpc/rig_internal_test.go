@@ -2,6 +2,7 @@ package awsvpc
 
 import (
 	"errors"
+	"net/http"
 	"net/netip"
 	"os"
 	"runtime"
@@ -80,9 +81,9 @@ func (r *rig) on(instance string) {
 
 // fast is usual, for tests.
 func fast() tuning {
-	return tuning{attempts: 4, backoff: time.Second, request: 20 * time.Second, round: 20 * time.Second, min: 5 * time.Millisecond,
+	return tuning{attempts: 4, backoff: time.Second, request: 20 * time.Second, dial: 5 * time.Second, round: 20 * time.Second, min: 5 * time.Millisecond,
 		max: 50 * time.Millisecond, closing: 5 * time.Second, undo: 2 * time.Second, identifies: 5 * time.Second,
-		delayer: retry.BackoffDelayerFunc(func(int, error) (time.Duration, error) { return 2 * time.Millisecond, nil })}
+		delayer: retry.BackoffDelayerFunc(func(int, error) (time.Duration, error) { return 2 * time.Millisecond, nil }), proxy: http.ProxyFromEnvironment}
 }
 
 // backend makes one for a network, which is closed with the test.

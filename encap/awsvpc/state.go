@@ -25,7 +25,7 @@ type state struct {
 	nic    string         // the ID of the interface that our routes lead to
 	peers  []netip.Prefix // their subnets
 	known  bool           // peers are known: there was a Sync
-	strays []netip.Prefix // blackholes that the last round saw and left
+	strays []netip.Prefix // subnets of leftovers that the last round saw and left
 
 	idle   error     // why there are no rounds, nil while there are
 	wrong  error     // what the last look found, and could not put right
@@ -67,7 +67,7 @@ func (s *state) end(why error) {
 }
 
 // setPeers takes the peers' subnets. It reports whether a round is due for that: only
-// the first time, for blackholes that the first round did not dare to remove. Later a
+// the first time, for leftovers that the first round did not dare to remove. Later a
 // peer that goes is no news that all hosts should act upon at the same moment: its
 // blackhole waits for the next round of any of them.
 func (s *state) setPeers(subnets []netip.Prefix) bool {

@@ -49,7 +49,7 @@ func TestPrepareRefuses(t *testing.T) {
 			r.ec2.Deny("ModifyInstanceAttribute", true)
 		}, network4, "10.0.1.10", ErrPermission, []string{"allow ec2:ModifyNetworkInterfaceAttribute", "eni-1", "drops"}},
 		{"another address", func(*testing.T, *rig) {}, network4, "10.0.1.99", ErrInterface, []string{"10.0.1.99", "eni-1 [10.0.1.10 10.0.1.11 fd00:10::10]"}},
-		{"another instance", func(_ *testing.T, r *rig) { r.on("i-9") }, network4, "10.0.1.10", ErrInterface, []string{"InvalidInstanceID.NotFound", "AWS_REGION"}},
+		{"another instance", func(_ *testing.T, r *rig) { r.on("i-9") }, network4, "10.0.1.10", ErrInterface, []string{"i-9", "eu-test-1", "AWS_REGION"}},
 		{"terminated", func(_ *testing.T, r *rig) { r.ec2.SetState("i-1", "terminated") }, network4, "10.0.1.10", ErrInterface, []string{"it has none"}},
 		{"no such table", func(*testing.T, *rig) {}, with(`["rtb-a", "rtb-9"]`), "10.0.1.10", ErrRouteTable, []string{"rtb-9", "vpc-1"}},
 		{"another VPC's table", func(*testing.T, *rig) {}, with(`"rtb-other"`), "10.0.1.10", ErrRouteTable, []string{"rtb-other", "vpc-2"}},

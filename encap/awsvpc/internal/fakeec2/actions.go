@@ -12,24 +12,30 @@ import (
 // The actions. Each is called with the server locked.
 
 func (s *Server) describeInstances(p *params) (any, string, *apiError) {
-	ids := p.list("InstanceId")
+	ids := p.filters()["instance-id"]
 	what := strings.Join(ids, ",")
-	if len(ids) == 0 {
-		p.one("InstanceId.1") // the backend never wants all of them
-	}
-	if p.has("MaxResults") || p.has("NextToken") {
-		return nil, what, refuse(http.StatusBadRequest, "InvalidParameterCombination", "The parameter instancesSet cannot be used with the parameter maxResults")
+	// The real one takes InstanceId.1 as well, but not with pages; and without a
+	// filter or pages a request counts against the smaller bucket.
+	if n, err := strconv.Atoi(p.one("MaxResults")); err != nil || n < 5 || n > 1000 || len(ids) == 0 {
+		return nil, what, refuse(http.StatusBadRequest, "InvalidParameterCombination", "instance-id %q, MaxResults %d", ids, n)
 	}
 	out := instancesAnswer{RequestID: requestID}
-	for _, id := range ids {
-		if !strings.HasPrefix(id, "i-") {
-			return nil, what, refuse(http.StatusBadRequest, "InvalidInstanceID.Malformed", "Invalid id: %q", id)
+	start := 0
+	if token := p.maybe("NextToken"); token != "" {
+		if n, err := fmt.Sscanf(token, "page-%d", &start); err != nil || n != 1 {
+			return nil, what, refuse(http.StatusBadRequest, "InvalidPaginationToken", "%s", token)
 		}
-		i := slices.IndexFunc(s.instances, func(i *Instance) bool { return i.ID == id })
-		if i < 0 {
-			return nil, what, refuse(http.StatusBadRequest, "InvalidInstanceID.NotFound", "The instance ID '%s' does not exist", id)
+		what += " page " + strconv.Itoa(start)
+	}
+	// Pages are of what there is before it is filtered, so that some are empty.
+	end := min(start+s.Page, len(s.instances))
+	for _, i := range s.instances[min(start, end):end] {
+		if slices.Contains(ids, i.ID) {
+			out.Reservations = append(out.Reservations, reservationItem{ID: "r-" + i.ID, Instances: []instanceItem{describeInstance(i)}})
 		}
-		out.Reservations = append(out.Reservations, reservationItem{ID: "r-" + id, Instances: []instanceItem{describeInstance(s.instances[i])}})
+	}
+	if end < len(s.instances) {
+		out.NextToken = fmt.Sprintf("page-%d", end)
 	}
 	return out, what, nil
 }

@@ -36,6 +36,7 @@ type instancesAnswer struct {
 	XMLName      xml.Name          `xml:"http://ec2.amazonaws.com/doc/2016-11-15/ DescribeInstancesResponse"`
 	RequestID    string            `xml:"requestId"`
 	Reservations []reservationItem `xml:"reservationSet>item"`
+	NextToken    string            `xml:"nextToken,omitempty"`
 }
 
 type reservationItem struct {

@@ -85,7 +85,7 @@ type Table struct {
 type Server struct {
 	// URL is the endpoint.
 	URL string
-	// Page is how many tables one page of an answer has at most.
+	// Page is how many tables or instances one page of an answer has at most.
 	Page int
 
 	tb testing.TB
