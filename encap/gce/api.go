@@ -5,9 +5,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net/http"
 	"net/url"
 	"os"
@@ -26,22 +26,25 @@ const (
 // pace says how patient the backend is.
 type pace struct {
 	metadata time.Duration // for the metadata server's first answer; it is next door
-	call     time.Duration // for one answer of the API
+	dial     time.Duration // for a connection, with the look-up of its name
+	call     time.Duration // for one answer of the API, or for a token
 	wait     time.Duration // for an answer of operations.wait, which takes two minutes
 	tries    int           // of one call
+	total    time.Duration // for all tries of one call, without what the server asked to wait
 	again    time.Duration // the pause before a second try, doubled each time
 	poll     time.Duration // the pause before asking again for an operation, doubled each time
 	round    time.Duration // for a whole round
 	repair   time.Duration // the pause after a round that failed or repaired, doubled each time
+	spread   time.Duration // over which hosts spread what any of them can do; 0 is CheckEvery
 	end      time.Duration // for removing what Close is to remove
 }
 
-// usualPace gives an API that fails a good minute before a round fails, and a round
+// usualPace gives an API that fails about a minute before a round fails, and a round
 // more than any operation on routes has been seen to take.
 func usualPace() pace {
-	return pace{metadata: 5 * time.Second, call: time.Minute, wait: 150 * time.Second, tries: 7,
-		again: time.Second, poll: 500 * time.Millisecond, round: 15 * time.Minute,
-		repair: time.Second, end: time.Minute}
+	return pace{metadata: 5 * time.Second, dial: 5 * time.Second, call: 15 * time.Second, wait: 150 * time.Second,
+		tries: 7, total: time.Minute, again: time.Second, poll: 500 * time.Millisecond, round: 15 * time.Minute,
+		repair: time.Second, end: 50 * time.Second}
 }
 
 // endpoint returns the base URL of the API, with a slash at its end.
@@ -89,39 +92,35 @@ type request struct {
 // knows a second try of what it has done already.
 func (a *api) call(ctx context.Context, r request, into any) error {
 	refused := false
-	for try := 1; ; try++ {
+	p := a.patience(r.method+" "+r.path, r.limit)
+	for {
 		token, err := a.tokens.get(ctx)
-		if err != nil {
-			return err
+		if err == nil {
+			err = a.once(ctx, r, token, into)
 		}
-		fail := a.once(ctx, r, token, into)
+		var fail *apiError
 		switch {
-		case fail == nil:
+		case err == nil:
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case !errors.As(err, &fail):
+			return err
 		case fail.status == http.StatusUnauthorized && !refused:
 			a.tokens.drop(token) // it may have been revoked before its time
 			refused = true
 			continue
-		case !fail.again || try >= a.pace.tries:
-			return fail
+		case !fail.again:
+			return err
 		}
-		if err := pause(ctx, max(a.backoff(try), fail.after)); err != nil {
+		if err := p.next(ctx, err, fail.after); err != nil {
 			return err
 		}
 	}
 }
 
-// backoff is the pause after so many tries, spread so that many hosts that were
-// refused together do not come back together.
-func (a *api) backoff(try int) time.Duration {
-	d := a.pace.again << (try - 1)
-	return d/2 + mathrand.N(d/2+1)
-}
-
-// once is one try.
-func (a *api) once(ctx context.Context, r request, token string, into any) *apiError {
+// once is one try. Its errors are *apiError.
+func (a *api) once(ctx context.Context, r request, token string, into any) error {
 	limit := r.limit
 	if limit == 0 {
 		limit = a.pace.call
@@ -134,12 +133,12 @@ func (a *api) once(ctx context.Context, r request, token string, into any) *apiE
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {
-		return &apiError{message: err.Error(), kind: ErrUnavailable, again: true, remedy: "see that the host reaches " + a.base.Host}
+		return unreached(ctx, err, limit, a.base.Host)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
 	if err != nil {
-		return &apiError{status: resp.StatusCode, message: err.Error(), kind: ErrUnavailable, again: true}
+		return unreached(ctx, err, limit, a.base.Host)
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		fail := decodeError(resp.StatusCode, data)
@@ -224,16 +223,4 @@ func requestID() string {
 	_, _ = rand.Read(b[:]) // never fails
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
-}
-
-// pause waits, unless ctx ends before.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

@@ -137,7 +137,8 @@ func (p *project) delete(ctx context.Context, name string) error {
 // write does what starts an operation and waits for that. An operation that fails for
 // a reason that passes is started again.
 func (p *project) write(ctx context.Context, r request) (operation, error) {
-	for try := 1; ; try++ {
+	tries := p.patience(r.method+" "+r.path, 0)
+	for {
 		r.query = url.Values{"requestId": {requestID()}}
 		var op operation
 		if err := p.call(ctx, r, &op); err != nil {
@@ -145,10 +146,10 @@ func (p *project) write(ctx context.Context, r request) (operation, error) {
 		}
 		op, err := p.wait(ctx, op)
 		var fail *apiError
-		if !errors.As(err, &fail) || !fail.again || fail.status == 0 || try >= p.pace.tries {
+		if !errors.As(err, &fail) || !fail.again || fail.status == 0 {
 			return op, err
 		}
-		if err := pause(ctx, p.backoff(try)); err != nil {
+		if err := tries.next(ctx, err, 0); err != nil {
 			return op, err
 		}
 	}

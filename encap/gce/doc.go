@@ -56,10 +56,21 @@
 //
 // A route that flannel's naming gives to a subnet inside the network, and whose
 // instance does not exist any more, is removed unless a peer's lease has the subnet:
-// flannel leaves them behind for ever, and they count. Nothing else is touched.
+// flannel leaves them behind for ever, and they count. Every host may do that, each at a
+// random time of the next five minutes, so that one does it and the others find it
+// done. So is the route of a subnet that this instance had once: one that leads to it,
+// and that is exactly what the network hands out. Nothing else is touched.
 //
-// Every five minutes, and when a peer's leaving may have left a route behind, it looks
-// again and puts right what somebody removed or changed.
+// About every five minutes it looks again and puts right what somebody removed or
+// changed. Nothing is asked when peers come and go.
+//
+// # When the API can't be reached
+//
+// A connection may take 5 seconds, an answer 15, and each request is tried again for
+// about a minute, or for as long as the API asks in Retry-After, 5 minutes each time at
+// most. While a host joins, what fails is logged as a warning at the first try, and
+// again when the reason is another one; then Prepare or Start fails. Later the loop that
+// keeps the routes logs an error after that minute, and goes on trying.
 //
 // # Emulators
 //

@@ -25,8 +25,9 @@ var (
 	ErrForward = errors.New("the instance can't be the next hop of routes")
 	// ErrQuota: the project or the network has as many routes as it may have.
 	ErrQuota = errors.New("the limit of routes is reached")
-	// ErrUnavailable: the API did not answer, failed or throttled, also when asked
-	// again several times. Later it may work.
+	// ErrUnavailable: the API, or a server that gives tokens for it, was not reached,
+	// failed or throttled, and so it did when asked several times in about a
+	// minute. Later it may work.
 	ErrUnavailable = errors.New("the Compute Engine API is not available")
 )
 

@@ -197,7 +197,7 @@ func TestCancel(t *testing.T) {
 	})
 	t.Run("a pause", func(t *testing.T) {
 		l := newLab(t)
-		l.pace.again = time.Hour
+		l.pace.again, l.pace.total = time.Hour, 2*time.Hour
 		ctx, cancel := context.WithCancel(t.Context())
 		_, err := l.startErr(ctx, gcefake.Fault{Status: 503, Do: func() { time.AfterFunc(10*time.Millisecond, cancel) }})
 		if !errors.Is(err, context.Canceled) {

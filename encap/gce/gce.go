@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -32,8 +34,10 @@ type Options struct {
 	// it.
 	HTTPClient *http.Client
 	// CheckEvery is how often the routes are looked at when nothing has happened,
-	// 0 being every 5 minutes. Each look is two or three requests a host, which
-	// count against the project's quota of requests a minute.
+	// 0 being every 5 minutes, and up to an eighth more or less at random, so that
+	// hosts that were started together do not ask together. Each look is two or
+	// three requests a host, which count against the project's quota of requests a
+	// minute.
 	CheckEvery time.Duration
 }
 
@@ -44,7 +48,9 @@ type Options struct {
 //
 // Prepare fails, before a lease is taken, with an error that wraps ErrNotInstance,
 // ErrCredentials, ErrPermission, ErrForward or ErrUnavailable. Start and Sync fail
-// with those or with ErrQuota. Where the instance has several network interfaces, the
+// with those or with ErrQuota. While the API is not available, Prepare, Start and Close
+// say so at the first failure, and give up after about a minute for each request; what
+// fails later than that is tried again in the background. Where the instance has several network interfaces, the
 // routes are made in the network of the one that has the host's address.
 //
 // The Backend is a backend.Prober.
@@ -62,19 +68,26 @@ func newWithPace(opts Options, p pace) backend.New {
 		case !params.Network.IPv4.Enabled() && !params.Network.IPv6.Enabled():
 			return nil, errors.New("gce: new: the network has neither an IPv4 nor an IPv6 range (set Network or IPv6Network)")
 		}
-		b := &overlay{network: params.Network, log: params.Log, every: opts.CheckEvery, pace: p,
+		b := &overlay{network: params.Network, log: params.Log, every: opts.CheckEvery, pace: p, due: make(map[string]time.Time),
 			status: errors.New("gce: not started"), made: make(map[string]string),
-			placed: make(map[netip.Prefix]place)}
+			placed: make(map[netip.Prefix]bool)}
 		if b.log == nil {
 			b.log = slog.New(slog.DiscardHandler)
 		}
 		if b.every == 0 {
 			b.every = 5 * time.Minute
 		}
+		if b.pace.spread == 0 {
+			b.pace.spread = b.every
+		}
+		b.every += rand.N(b.every/4+1) - b.every/8
 		client := opts.HTTPClient
 		if client == nil {
 			own := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true,
-				TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second}
+				DialContext:         (&net.Dialer{Timeout: p.dial}).DialContext,
+				TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
+				// Who waits for an operation learns soon that the connection is dead.
+				HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}}
 			client = &http.Client{Transport: own}
 			b.idle = append(b.idle, own)
 		}
@@ -82,7 +95,7 @@ func newWithPace(opts Options, p pace) backend.New {
 		beside := &http.Transport{IdleConnTimeout: time.Minute}
 		b.idle = append(b.idle, beside)
 		b.meta = metadata.NewClient(&http.Client{Transport: beside, Timeout: p.metadata})
-		b.tokens = &tokens{http: client, meta: b.meta}
+		b.tokens = &tokens{http: client, meta: b.meta, limit: p.call}
 		b.api = &api{base: base, http: client, tokens: b.tokens, pace: p}
 		b.project = &project{api: b.api}
 		return b, nil
@@ -102,10 +115,12 @@ type overlay struct {
 
 	// These belong to the round under way, or to the caller while there is no loop.
 	project *project
-	made    map[string]string      // the ids of routes that this process made, by name
-	placed  map[netip.Prefix]place // where the own routes have been right
+	made    map[string]string     // the ids of routes that this process made, by name
+	was     place                 // where the last round was
+	placed  map[netip.Prefix]bool // the own routes that have been right there
+	due     map[string]time.Time  // when stale routes that were seen are to be removed
 
-	loop *keep.Loop // nil before Start
+	loop *keep.Loop // nil before Start; the round under way reads it with mu
 
 	mu     sync.Mutex // guards what follows
 	status error      // before and after the loop
@@ -113,14 +128,16 @@ type overlay struct {
 	at     place
 	own    []netip.Prefix
 	peers  []netip.Prefix
-	known  bool    // peers are
-	stale  []route // left in place because of a peer, or because peers are not known
+	known  bool      // peers are
+	former bool      // a route of a former subnet of ours was left, since peers were not known
+	next   time.Time // when the first of the stale routes is due; zero if there is none
+	timer  *time.Timer
 	closed bool
 }
 
 // Prepare implements backend.Backend. The lease says nothing of the backend.
 func (b *overlay) Prepare(ctx context.Context, host backend.Host) (lease.Attrs, error) {
-	at, err := b.locate(ctx, host)
+	at, err := b.locate(telling(ctx, b.log), host)
 	if err != nil {
 		return lease.Attrs{}, fmt.Errorf("gce: prepare: %w", err)
 	}
@@ -135,6 +152,7 @@ func (b *overlay) Start(ctx context.Context, host backend.Host, own lease.Lease)
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
+	ctx = telling(ctx, b.log)
 	b.mu.Lock()
 	at, old, before, closed := b.at, b.host, b.own, b.closed
 	b.mu.Unlock()
@@ -155,25 +173,34 @@ func (b *overlay) Start(ctx context.Context, host backend.Host, own lease.Lease)
 			return 0, fmt.Errorf("gce: start: %w", err)
 		}
 	}
-	first := b.loop == nil
-	if first {
-		b.loop = keep.Start(keep.Config{Round: b.round, Every: b.every, MinPause: b.pace.repair, MaxPause: 300 * b.pace.repair, Log: b.log})
+	if b.loop == nil {
+		err = b.begin(ctx, host, at, prefixes)
+	} else if err = b.loop.Now(ctx, func() { b.set(host, at, prefixes) }); err != nil {
+		b.set(old, was, before)
+		b.loop.Wake() // what was in force is put back
 	}
-	err = b.loop.Now(ctx, func() { b.set(host, at, prefixes) })
 	if err != nil {
-		if first {
-			b.loop.Close()
-			b.loop = nil
-			b.undo(ctx)
-		} else {
-			b.set(old, was, before)
-			b.loop.Wake() // what was in force is put back
-		}
 		return 0, fmt.Errorf("gce: start: %w", err)
 	}
 	b.log.Info("the VPC network carries packets", "network", lastPart(at.network), "instance", lastPart(at.instance),
 		"project", at.project, "subnets", prefixes, "mtu", host.MTU, "interface", host.Link)
 	return host.MTU, nil
+}
+
+// begin is the first Start, or another try of it. The loop is begun only when the first
+// round has succeeded: else nothing shall be tried again.
+func (b *overlay) begin(ctx context.Context, host backend.Host, at place, own []netip.Prefix) error {
+	b.set(host, at, own)
+	if _, err := b.round(ctx); err != nil { // whatever it has done is new
+		b.undo(ctx)
+		return err
+	}
+	loop := keep.Start(keep.Config{Round: b.round, Every: b.every, MinPause: b.pace.repair, MaxPause: 300 * b.pace.repair, Log: b.log})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.loop = loop
+	b.arm()
+	return nil
 }
 
 // set says what the next round is to make true.
@@ -198,9 +225,9 @@ func (b *overlay) undo(ctx context.Context) {
 }
 
 // Sync implements backend.Backend. Each host makes its own route only, so there is
-// nothing to do for peers, and nothing is asked of the API, unless a route was left in
-// place that no peer stands for any more. The error is that of the last look at the
-// routes.
+// nothing to do for peers, and nothing is asked of the API: a route that a peer leaves
+// behind is seen at the next look. Only the first Sync may have one come soon. The
+// error is that of the last look at the routes.
 func (b *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -213,12 +240,15 @@ func (b *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 		all = append(all, p.Prefixes()...)
 	}
 	b.mu.Lock()
+	first := !b.known
 	b.peers, b.known = all, true
-	due := slices.ContainsFunc(b.stale, func(r route) bool { return !covered(all, r.dest()) })
-	b.mu.Unlock()
-	if due {
+	if first && b.former {
 		b.loop.Wake()
 	}
+	if first {
+		b.arm()
+	}
+	b.mu.Unlock()
 	if err := b.loop.Err(); err != nil {
 		return fmt.Errorf("gce: sync: %w", err)
 	}
@@ -227,7 +257,8 @@ func (b *overlay) Sync(ctx context.Context, peers []lease.Lease) error {
 
 // Close implements backend.Backend. keep leaves this host's routes: they lead here
 // while nobody forwards, and a successor finds them right. Otherwise they are
-// deleted, unless they lead to another instance by now; that takes up to a minute.
+// deleted, unless they lead to another instance by now; that takes 50 seconds at most,
+// after which the error says what may be left.
 func (b *overlay) Close(keep bool) error {
 	if b.loop != nil {
 		b.loop.Close()
@@ -235,6 +266,7 @@ func (b *overlay) Close(keep bool) error {
 	b.mu.Lock()
 	closed, own, at := b.closed, b.own, b.at
 	b.closed, b.status = true, errors.New("gce: closed")
+	b.arm() // nothing any more
 	b.mu.Unlock()
 	if closed {
 		return nil
@@ -247,7 +279,7 @@ func (b *overlay) Close(keep bool) error {
 	if keep || len(own) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), b.pace.end)
+	ctx, cancel := context.WithTimeout(telling(context.Background(), b.log), b.pace.end)
 	defer cancel()
 	b.project.settleLeft(ctx)
 	var errs []error

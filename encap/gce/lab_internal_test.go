@@ -54,10 +54,10 @@ func newLab(t *testing.T) *lab {
 	t.Setenv("APPDATA", t.TempDir())
 	l.url = l.serve(l.fake.Compute())
 	t.Setenv(endpointEnv, l.url+"/compute/v1/")
-	l.net = lease.Network{IPv4: lease.Range{Prefix: netip.MustParsePrefix("10.5.0.0/16"), SubnetLen: 24},
+	l.net = lease.Network{IPv4: lease.Range{Prefix: netip.MustParsePrefix("10.5.0.0/16"), SubnetLen: 24, Min: netip.MustParseAddr("10.5.1.0"), Max: netip.MustParseAddr("10.5.255.0")},
 		BackendType: "gce", Backend: json.RawMessage(`{"Type":"gce","Unknown":[1]}`)}
-	l.pace = pace{metadata: 5 * time.Second, call: 10 * time.Second, wait: 10 * time.Second, tries: 4, again: time.Millisecond,
-		poll: time.Millisecond, round: time.Minute, repair: time.Millisecond, end: 10 * time.Second}
+	l.pace = pace{metadata: 5 * time.Second, dial: 5 * time.Second, call: 10 * time.Second, wait: 10 * time.Second, tries: 4, total: time.Minute, again: time.Millisecond,
+		poll: time.Millisecond, round: time.Minute, repair: time.Millisecond, spread: time.Millisecond, end: 10 * time.Second}
 	l.opts.CheckEvery = time.Hour
 	l.instance(gcefake.Instance{Name: "node-1", NICs: []gcefake.NIC{{Network: "default", IP: "10.132.0.1"}}})
 	l.instance(gcefake.Instance{Name: "node-2", NICs: []gcefake.NIC{{Network: "default", IP: "10.132.0.2"}}})

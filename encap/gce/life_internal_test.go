@@ -125,10 +125,11 @@ func TestStale(t *testing.T) {
 	}
 	l.eventually("the reports", func() bool { return l.log.Count("INFO", "does not exist any more") == len(dead) })
 
-	// The peer leaves: its route is stale from now on.
+	// The peer leaves: its route is stale from now on, and the next look sees it.
 	if err := b.Sync(t.Context(), peers[1:]); err != nil {
 		t.Fatal(err)
 	}
+	b.loop.Wake()
 	l.eventually("the peer's route goes", func() bool { _, ok := l.fake.Route(kept[1]); return !ok })
 }
 

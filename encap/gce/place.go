@@ -164,9 +164,20 @@ func (b *overlay) firstMetadata(ctx context.Context, key string) (string, error)
 	return text, nil
 }
 
+// ask asks for one thing. The client tries several times.
+func (b *overlay) ask(ctx context.Context, key string) (string, error) {
+	soon, cancel := context.WithTimeout(ctx, b.pace.call)
+	defer cancel()
+	text, err := b.meta.GetWithContext(soon, key)
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	return text, err
+}
+
 // metadata asks for something that every instance has.
 func (b *overlay) metadata(ctx context.Context, key string) (string, error) {
-	text, err := b.meta.GetWithContext(ctx, key)
+	text, err := b.ask(ctx, key)
 	if err != nil {
 		return "", fmt.Errorf("ask the metadata server for %s: %w", key, err)
 	}
@@ -178,7 +189,7 @@ func (b *overlay) metadata(ctx context.Context, key string) (string, error) {
 
 // optional asks for something that not every instance has.
 func (b *overlay) optional(ctx context.Context, key string) (string, error) {
-	text, err := b.meta.GetWithContext(ctx, key)
+	text, err := b.ask(ctx, key)
 	var none metadata.NotDefinedError
 	if errors.As(err, &none) {
 		return "", nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 )
 
@@ -27,7 +26,7 @@ var errContested = errors.New("somebody else changes it at the same time")
 //     Wrong: replaced.
 //  2. The routes that are named as flannel's are listed. A second route that an
 //     interrupted replacement has left is deleted, and so are routes of instances that
-//     do not exist any more.
+//     do not exist any more and of former subnets of this one.
 func (b *overlay) round(ctx context.Context) (done []string, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, b.pace.round, ErrUnavailable)
 	defer cancel()
@@ -39,16 +38,23 @@ func (b *overlay) round(ctx context.Context) (done []string, err error) {
 	}
 	b.project.name = at.project
 	b.project.settleLeft(ctx)
+	if b.was != at {
+		b.was = at
+		clear(b.placed) // what is made for another place is new, not put right
+	}
 	var errs []error
 	for _, p := range own {
 		did, err := b.settle(ctx, at, p)
-		if did != "" && b.placed[p] == at {
-			done = append(done, did) // else it is new
+		if did != "" && err == nil && b.placed[p] {
+			done = append(done, did) // else it is new, or not right yet
 		}
 		if err == nil {
-			b.placed[p] = at
+			b.placed[p] = true
 		}
 		errs = append(errs, err)
+		if errors.Is(err, ErrUnavailable) {
+			break // the other one would take as long to fail
+		}
 	}
 	if err := errors.Join(errs...); err == nil {
 		err = b.sweep(ctx, at, own)
@@ -72,7 +78,8 @@ func (b *overlay) round(ctx context.Context) (done []string, err error) {
 // settle makes the route of one own subnet right, and says what it had to do.
 func (b *overlay) settle(ctx context.Context, at place, p netip.Prefix) (done string, err error) {
 	want := route{Name: routeName(p), DestRange: p.String(), Network: at.network, NextHopInstance: at.instance, Priority: priority}
-	for try := 1; try <= b.pace.tries; try++ {
+	tries := b.api.patience("route "+want.Name, 0)
+	for {
 		var found route
 		found, err = b.project.route(ctx, want.Name)
 		switch {
@@ -100,11 +107,11 @@ func (b *overlay) settle(ctx context.Context, at place, p netip.Prefix) (done st
 		}
 		// Somebody inserted one of that name meanwhile, and it may be right. Until
 		// that is done it can't be seen.
-		if err := pause(ctx, b.api.backoff(try)); err != nil {
+		contested := fmt.Errorf("route %s: %w (is there another host with the subnet %s?)", want.Name, errContested, p)
+		if err := tries.next(ctx, contested, 0); err != nil {
 			return done, err
 		}
 	}
-	return done, fmt.Errorf("route %s: %w (is there another host with the subnet %s?)", want.Name, errContested, p)
 }
 
 // insert inserts a route and remembers it as made here.
@@ -167,73 +174,6 @@ func (b *overlay) takeOver(ctx context.Context, next route) error {
 	return b.insert(ctx, next)
 }
 
-// sweep removes what has no business in the network any more.
-func (b *overlay) sweep(ctx context.Context, at place, own []netip.Prefix) error {
-	all, err := b.project.routes(ctx)
-	if err != nil {
-		return err
-	}
-	b.mu.Lock()
-	peers, known := b.peers, b.known
-	b.mu.Unlock()
-	var stale []route
-	var errs []error
-	for _, r := range all {
-		p := r.dest()
-		switch {
-		case slices.Contains(own, p) && r.Name == nextName(p) &&
-			(sameResource(r.Network, at.network) || sameResource(r.NextHopInstance, at.instance)):
-			// With its better priority it would win over the right one.
-			errs = append(errs, b.delete(ctx, r.Name))
-		case !sameResource(r.Network, at.network):
-			// Another network's, whatever its name.
-		case slices.Contains(own, p) || !b.flannels(r) || !r.orphan(at.project):
-		case !known || covered(peers, p):
-			stale = append(stale, r)
-		default:
-			errs = append(errs, b.bury(ctx, r))
-		}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.stale = stale
-	if b.known && (!known || !slices.Equal(b.peers, peers)) &&
-		slices.ContainsFunc(stale, func(r route) bool { return !covered(b.peers, r.dest()) }) {
-		b.loop.Wake() // Sync came in between
-	}
-	return errors.Join(errs...)
-}
-
-// bury deletes the route of an instance that does not exist, after a second look: that
-// there is no such instance, and that the subnet's new host has not made the route its
-// own meanwhile. The API has no deletion under a condition, so a moment stays in which
-// it may; that host's next round puts its route back.
-func (b *overlay) bury(ctx context.Context, r route) error {
-	_, zone, name, _ := splitInstance(r.NextHopInstance)
-	_, err := b.project.instance(ctx, zone, name)
-	if err == nil {
-		return nil
-	}
-	if !errors.Is(err, errNotFound) {
-		return fmt.Errorf("route %s: get instance %s: %w", r.Name, name, err)
-	}
-	now, err := b.project.route(ctx, r.Name)
-	if errors.Is(err, errNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if now.ID != r.ID || !sameResource(now.NextHopInstance, r.NextHopInstance) {
-		return nil
-	}
-	if err := b.delete(ctx, r.Name); err != nil {
-		return err
-	}
-	b.log.Info("removed the route of an instance that does not exist any more", "route", r.Name, "instance", name)
-	return nil
-}
-
 // remove deletes a route that leads to this host.
 func (b *overlay) remove(ctx context.Context, at place, name string) error {
 	found, err := b.project.route(ctx, name)
@@ -246,29 +186,6 @@ func (b *overlay) remove(ctx context.Context, at place, name string) error {
 		return nil // another host has the subnet by now
 	}
 	return b.delete(ctx, name)
-}
-
-// flannels reports whether a route is one that flannel, or this package, makes for a
-// subnet of the network.
-func (b *overlay) flannels(r route) bool {
-	p := r.dest()
-	if !p.IsValid() || r.Name != routeName(p) && r.Name != nextName(p) {
-		return false
-	}
-	for _, whole := range []netip.Prefix{b.network.IPv4.Prefix, b.network.IPv6.Prefix} {
-		if whole.IsValid() && whole.Bits() <= p.Bits() && whole.Contains(p.Addr()) {
-			return true
-		}
-	}
-	return false
-}
-
-// orphan reports whether the API says that the next hop, an instance of the project,
-// does not exist.
-func (r route) orphan(project string) bool {
-	_, gone := r.warning(codeGone)
-	of, _, _, ok := splitInstance(r.NextHopInstance)
-	return gone && ok && of == project
 }
 
 // wrong says what about the route is not as wanted, "" if nothing. A priority of
@@ -319,9 +236,4 @@ func (r route) useless() error {
 		return fmt.Errorf("route %s: %w: %s: %s (see the package's documentation for what the instance needs)", r.Name, ErrForward, w.Code, w.Message)
 	}
 	return nil
-}
-
-// covered reports whether one of the prefixes has an address in common with p.
-func covered(all []netip.Prefix, p netip.Prefix) bool {
-	return slices.ContainsFunc(all, func(o netip.Prefix) bool { return o.Overlaps(p) })
 }

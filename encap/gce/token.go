@@ -25,8 +25,9 @@ import (
 // context of the call that needs the token, and that nothing is kept in package
 // variables, so that two networks of one process do not mix.
 type tokens struct {
-	http *http.Client
-	meta *metadata.Client
+	http  *http.Client
+	meta  *metadata.Client
+	limit time.Duration // for one token
 
 	mu  sync.Mutex
 	tok *oauth2.Token
@@ -39,14 +40,19 @@ func (t *tokens) get(ctx context.Context) (string, error) {
 	if t.tok.Valid() {
 		return t.tok.AccessToken, nil
 	}
-	fetch := t.fromMetadata
+	fetch, from := t.fromMetadata, "the metadata server"
 	if credentialsFile() != "" {
-		fetch = t.fromFile
+		fetch, from = t.fromFile, "the token server of "+credentialsFile()
 	}
-	tok, err := fetch(ctx)
+	soon, cancel := context.WithTimeout(ctx, t.limit)
+	defer cancel()
+	tok, err := fetch(soon)
+	var lost *url.Error
 	switch {
 	case ctx.Err() != nil:
 		return "", ctx.Err()
+	case errors.As(err, &lost) || err != nil && soon.Err() != nil:
+		return "", unreached(soon, err, t.limit, from)
 	case err != nil:
 		return "", err
 	case tok.AccessToken == "":
@@ -71,7 +77,9 @@ func (t *tokens) checkScope(ctx context.Context) error {
 	if credentialsFile() != "" {
 		return nil // the token is asked for with the scope
 	}
-	list, err := t.meta.GetWithContext(ctx, "instance/service-accounts/default/scopes")
+	soon, cancel := context.WithTimeout(ctx, t.limit)
+	defer cancel()
+	list, err := t.meta.GetWithContext(soon, "instance/service-accounts/default/scopes")
 	var none metadata.NotDefinedError
 	switch {
 	case errors.As(err, &none):

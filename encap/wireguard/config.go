@@ -66,7 +66,7 @@ func parseConfig(part json.RawMessage) (config, error) {
 	)
 	if m := keys.Mode; present(m) {
 		if json.Unmarshal(m, &cfg.Mode) != nil || cfg.Mode != separate && cfg.Mode != auto && cfg.Mode != ipv4 && cfg.Mode != ipv6 {
-			err = errors.Join(err, fmt.Errorf("wireguard: Backend.Mode of the network's configuration is %s (want \"separate\", \"auto\", \"ipv4\" or \"ipv6\")", m))
+			err = errors.Join(err, fmt.Errorf("wireguard: Backend.Mode of the network's configuration is %.64s (want \"separate\", \"auto\", \"ipv4\" or \"ipv6\")", m))
 		}
 	}
 	if p := keys.PSK; present(p) {
@@ -100,7 +100,7 @@ func number(key string, value json.RawMessage, to *int, least, most int, want st
 	}
 	var n int
 	if err := json.Unmarshal(value, &n); err != nil || n < least || n > most {
-		return fmt.Errorf("wireguard: Backend.%s of the network's configuration is %s (want %s)", key, value, want)
+		return fmt.Errorf("wireguard: Backend.%s of the network's configuration is %.64s (want %s)", key, value, want)
 	}
 	*to = n
 	return nil

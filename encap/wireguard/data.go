@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -16,24 +17,51 @@ import (
 	"github.com/flannelkit/flannelkit/lease"
 )
 
-// data is flannel's BackendData and BackendV6Data.
-type data struct{ PublicKey string }
+// data is flannel's BackendData and BackendV6Data. Before v0.28 it had no Port.
+type data struct {
+	PublicKey string
+	Port      uint16
+}
 
-// attrs is what a lease says of this host: the same for each family that the network
-// has, since the devices of Mode separate have one key.
-func attrs(n lease.Network, public wgtypes.Key) (lease.Attrs, error) {
-	raw, err := json.Marshal(data{public.String()})
-	if err != nil {
-		return lease.Attrs{}, fmt.Errorf("wireguard: prepare: %w", err)
-	}
+// attrs is what a lease says of this host: the same key for each family that the
+// network has, since the devices of Mode separate have one, and the port of the device
+// that takes the packets of that family.
+func attrs(n lease.Network, c config, public wgtypes.Key) (lease.Attrs, error) {
 	a := lease.Attrs{BackendType: name}
-	if n.IPv4.Enabled() {
-		a.BackendData = raw
+	portV6 := c.Port
+	if c.Mode == separate {
+		portV6 = c.PortV6
 	}
-	if n.IPv6.Enabled() {
-		a.BackendV6Data = raw
+	for _, f := range []struct {
+		on   bool
+		to   *json.RawMessage
+		port int
+	}{{n.IPv4.Enabled(), &a.BackendData, c.Port}, {n.IPv6.Enabled(), &a.BackendV6Data, portV6}} {
+		if !f.on {
+			continue
+		}
+		raw, err := json.Marshal(data{public.String(), uint16(f.port)})
+		if err != nil {
+			return lease.Attrs{}, fmt.Errorf("wireguard: prepare: %w", err)
+		}
+		*f.to = raw
 	}
 	return a, nil
+}
+
+// port is where a peer's device takes packets: what its lease says, else usual. With
+// one device for both families it is that of IPv4's data, since flannel v0.28 writes
+// into IPv6's the port of a device that is not there then.
+func port(m mode, l lease.Lease, v6 bool, usual int) uint16 {
+	raw := l.Attrs.BackendData
+	if m == separate && v6 {
+		raw = l.Attrs.BackendV6Data
+	}
+	var d data
+	if json.Unmarshal(raw, &d) != nil || d.Port == 0 {
+		return uint16(usual)
+	}
+	return d.Port
 }
 
 // publicKey reads the public key of a lease for one family, or says what is wrong.
@@ -46,13 +74,13 @@ func publicKey(l lease.Lease, v6 bool) (key wgtypes.Key, why string) {
 	if len(raw) == 0 {
 		return key, "its lease has no BackendData, and so no public key"
 	}
-	var d data
+	var d struct{ PublicKey string }
 	if err := json.Unmarshal(raw, &d); err != nil {
-		return key, fmt.Sprintf("its %s is not what flannel's wireguard backend writes: %v", field, err)
+		return key, fmt.Sprintf("its %s is not what flannel's wireguard backend writes: %.100v", field, err) // it may quote a number of any length
 	}
 	b, err := base64.StdEncoding.DecodeString(d.PublicKey)
 	if err != nil || len(b) != len(key) || wgtypes.Key(b) == (wgtypes.Key{}) {
-		return key, fmt.Sprintf("the PublicKey %q of its %s is no WireGuard key (32 bytes in base64)", d.PublicKey, field)
+		return key, fmt.Sprintf("the PublicKey %.64q of its %s is no WireGuard key (32 bytes in base64)", d.PublicKey, field)
 	}
 	return wgtypes.Key(b), ""
 }
@@ -118,31 +146,40 @@ func likely(v4, v6 netip.Addr, host backend.Host) netip.Addr {
 	return v4
 }
 
-// distinct leaves out leases whose public key another lease has too: WireGuard knows
-// a peer by its key. The later lease is served. A host that got another subnet has
-// such an old lease for a day; otherwise a machine was cloned with its key.
+// distinct leaves out leases with a public key, of either family, that another lease
+// has too: WireGuard knows a peer by its key. The later lease is served. A host that got
+// another subnet has such an old lease for a day; otherwise a machine was cloned with
+// its key.
 func distinct(leases []lease.Lease) (kept []lease.Lease, notes []peerset.Note) {
+	order := make([]int, len(leases))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int {
+		if later(leases[i], leases[j]) {
+			return -1
+		}
+		return 1
+	})
 	holder := make(map[wgtypes.Key]int, len(leases))
 	out := make(map[int]peerset.Note)
-	for i, l := range leases {
-		if !strings.EqualFold(l.Attrs.BackendType, name) {
+	for _, i := range order {
+		if !strings.EqualFold(leases[i].Attrs.BackendType, name) {
 			continue
 		}
-		key, why := publicKey(l, l.Subnet6.IsValid())
-		if why != "" {
-			continue // End says it
+		keys := publicKeys(leases[i])
+		for _, key := range keys {
+			if j, taken := holder[key]; taken {
+				out[i] = clone(leases[j], leases[i])
+				break
+			}
 		}
-		j, taken := holder[key]
-		if !taken {
+		if _, lost := out[i]; lost {
+			continue
+		}
+		for _, key := range keys {
 			holder[key] = i
-			continue
 		}
-		winner, loser := i, j
-		if !later(l, leases[j]) {
-			winner, loser = j, i
-		}
-		holder[key] = winner
-		out[loser] = clone(leases[winner], leases[loser])
 	}
 	for i, l := range leases {
 		if n, bad := out[i]; bad {
@@ -152,6 +189,17 @@ func distinct(leases []lease.Lease) (kept []lease.Lease, notes []peerset.Note) {
 		kept = append(kept, l)
 	}
 	return kept, notes
+}
+
+// publicKeys are those of a lease that can be read; about the others End has something
+// to say.
+func publicKeys(l lease.Lease) (keys []wgtypes.Key) {
+	for _, v6 := range []bool{false, true} {
+		if key, why := publicKey(l, v6); why == "" {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // clone is what to say of a lease that has the same key as another one.

@@ -20,16 +20,21 @@ func TestAttrs(t *testing.T) {
 	v4 := lease.Range{Prefix: netip.MustParsePrefix("10.0.0.0/8"), SubnetLen: 24}
 	v6 := lease.Range{Prefix: netip.MustParsePrefix("fd00::/32"), SubnetLen: 64}
 	key := wgtypes.Key(secret([]byte("0123456789abcdef0123456789abcdef")))
-	const data = `{"PublicKey":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}`
+	const begin = `{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"wireguard",`
+	data := func(port string) string {
+		return `{"PublicKey":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=","Port":` + port + `}`
+	}
 	for _, c := range []struct {
 		n    lease.Network
+		mode mode
 		want string
 	}{
-		{lease.Network{IPv4: v4}, `{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"wireguard","BackendData":` + data + `}`},
-		{lease.Network{IPv4: v4, IPv6: v6}, `{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"wireguard","BackendData":` + data + `,"BackendV6Data":` + data + `}`},
-		{lease.Network{IPv6: v6}, `{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"wireguard","BackendV6Data":` + data + `}`},
+		{lease.Network{IPv4: v4}, separate, begin + `"BackendData":` + data("51820") + `}`},
+		{lease.Network{IPv4: v4, IPv6: v6}, separate, begin + `"BackendData":` + data("51820") + `,"BackendV6Data":` + data("51821") + `}`},
+		{lease.Network{IPv4: v4, IPv6: v6}, auto, begin + `"BackendData":` + data("51820") + `,"BackendV6Data":` + data("51820") + `}`},
+		{lease.Network{IPv6: v6}, separate, begin + `"BackendV6Data":` + data("51821") + `}`},
 	} {
-		a, err := attrs(c.n, key)
+		a, err := attrs(c.n, config{Mode: c.mode, Port: 51820, PortV6: 51821}, key)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,6 +42,40 @@ func TestAttrs(t *testing.T) {
 		got, err := json.Marshal(a)
 		if err != nil || string(got) != c.want {
 			t.Errorf("%s, %v\nwant %s", got, err, c.want)
+		}
+	}
+}
+
+// TestPort: the peer's own port counts, but for the one that flannel writes of a device
+// that is not there.
+func TestPort(t *testing.T) {
+	with := func(v4, v6 string) lease.Lease {
+		data := func(port string) string {
+			if port == "" {
+				return ""
+			}
+			return `{"PublicKey":"x","Port":` + port + `}`
+		}
+		return withData(data(v4), data(v6))
+	}
+	for _, c := range []struct {
+		m    mode
+		l    lease.Lease
+		v6   bool
+		want uint16
+	}{
+		{separate, with("51900", "51901"), false, 51900},
+		{separate, with("51900", "51901"), true, 51901},
+		{separate, with("", "51901"), true, 51901},
+		{separate, withData(`{"PublicKey":"x"}`, ""), false, 7},
+		{separate, with("0", "0"), true, 7},
+		{separate, with("70000", ""), false, 7},
+		{auto, with("51900", "51821"), false, 51900},
+		{ipv6, with("51900", "51821"), true, 51900},
+		{ipv6, with("", "51821"), true, 7},
+	} {
+		if got := port(c.m, c.l, c.v6, 7); got != c.want {
+			t.Errorf("%v %s %s: %d, want %d", c.m, c.l.Attrs.BackendData, c.l.Attrs.BackendV6Data, got, c.want)
 		}
 	}
 }
@@ -80,6 +119,16 @@ func TestPublicKey(t *testing.T) {
 		got, why := publicKey(withData(c.v4, c.v6), c.six)
 		if got != c.want || (why == "") != (c.why == "") || !strings.Contains(why, c.why) {
 			t.Errorf("%s, %s, IPv6 %v: %v, %q, want %v, %q", c.v4, c.v6, c.six, got, why, c.want, c.why)
+		}
+	}
+}
+
+// TestPublicKeyOfAnyLength has no more of a lease in messages than helps.
+func TestPublicKeyOfAnyLength(t *testing.T) {
+	long := strings.Repeat("7", 100000)
+	for _, raw := range []string{`{"PublicKey":"` + long + `"}`, `{"PublicKey":` + long + `}`, long, `"` + long} {
+		if _, why := publicKey(withData(raw, ""), false); why == "" || len(why) > 300 {
+			t.Errorf("%d bytes: %.400s", len(why), why)
 		}
 	}
 }
@@ -131,6 +180,10 @@ func TestEndpoint(t *testing.T) {
 }
 
 func TestDistinct(t *testing.T) {
+	withV6 := func(l lease.Lease, key byte) lease.Lease {
+		l.Attrs.BackendV6Data = json.RawMessage(`{"PublicKey":"` + wgtypes.Key{key}.String() + `"}`)
+		return l
+	}
 	mk := func(subnet, at string, key byte, rev uint64) lease.Lease {
 		l := withData(`{"PublicKey":"`+wgtypes.Key{key}.String()+`"}`, "")
 		l.Subnet, l.Attrs.PublicIP, l.Revision = netip.MustParsePrefix(subnet), netip.MustParseAddr(at), rev
@@ -151,6 +204,8 @@ func TestDistinct(t *testing.T) {
 		{"a clone", []lease.Lease{mk("10.1.1.0/24", "192.0.2.1", 1, 5), mk("10.1.2.0/24", "192.0.2.2", 1, 4)}, "10.1.1.0-24", 1, true},
 		{"an old lease", []lease.Lease{mk("10.1.1.0/24", "192.0.2.1", 1, 5), mk("10.1.2.0/24", "192.0.2.1", 1, 6)}, "10.1.2.0-24", 1, false},
 		{"three", []lease.Lease{mk("10.1.1.0/24", "192.0.2.1", 1, 5), mk("10.1.2.0/24", "192.0.2.2", 1, 7), mk("10.1.3.0/24", "192.0.2.3", 1, 6)}, "10.1.2.0-24", 2, true},
+		{"half a clone", []lease.Lease{mk("10.1.1.0/24", "192.0.2.1", 1, 5), withV6(mk("10.1.2.0/24", "192.0.2.2", 1, 6), 2)}, "10.1.2.0-24", 1, true},
+		{"the other half", []lease.Lease{mk("10.1.1.0/24", "192.0.2.1", 1, 5), withV6(mk("10.1.2.0/24", "192.0.2.2", 2, 4), 1)}, "10.1.1.0-24", 1, true},
 		{"no revisions", []lease.Lease{mk("10.1.1.0/24", "192.0.2.1", 1, 0), mk("10.1.2.0/24", "192.0.2.2", 1, 0)}, "10.1.2.0-24", 1, true},
 	} {
 		for range 2 { // in both orders
@@ -182,7 +237,7 @@ func FuzzPublicKey(f *testing.F) {
 			t.Fatalf("%s: key %v, why %q", raw, key, why)
 		}
 		if why == "" {
-			back, err := json.Marshal(data{key.String()})
+			back, err := json.Marshal(data{PublicKey: key.String()})
 			if err != nil {
 				t.Fatal(err)
 			}

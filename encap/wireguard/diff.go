@@ -6,10 +6,11 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/flannelkit/flannelkit/internal/netstate"
 )
 
 // What a device has is compared with what it shall have, field by field, and only what
@@ -30,6 +31,9 @@ type mind struct {
 	placed map[wgtypes.Key][]netip.Prefix
 	// device: port and private key were in place after the last round.
 	device bool
+	// fresh are the peers that the device did not have before, and that are to be
+	// greeted once it is up.
+	fresh []wgtypes.Key
 }
 
 func newMind() *mind {
@@ -168,6 +172,11 @@ func (m *mind) remember(want spec, c change, failed map[wgtypes.Key]bool, device
 	if want.peers == nil {
 		return
 	}
+	for _, p := range c.peers {
+		if !p.UpdateOnly && !failed[p.PublicKey] {
+			m.fresh = append(m.fresh, p.PublicKey)
+		}
+	}
 	m.placed = make(map[wgtypes.Key][]netip.Prefix, len(want.peers))
 	told := make(map[wgtypes.Key]netip.AddrPort, len(want.peers))
 	for _, p := range want.peers {
@@ -196,7 +205,8 @@ type tally struct {
 	devices, peers, removed uint64
 }
 
-// settle makes a device what it shall be.
+// settle makes a device what it shall be. What is wrong with single peers is a
+// netstate.PeerError each.
 func settle(ctl control, want spec, k keys, m *mind, n *tally, now time.Time) (done []string, err error) {
 	have, err := ctl.get()
 	if err != nil {
@@ -239,12 +249,12 @@ func setPeers(ctl control, peers []peerChange, n *tally) (failed map[wgtypes.Key
 		if err := ctl.set(wgtypes.Config{Peers: all[i : i+1]}); err != nil {
 			failed[p.PublicKey] = true
 			if len(errs) < mostErrors {
-				errs = append(errs, fmt.Errorf("peer %s: %w", p.name, err))
+				errs = append(errs, &netstate.PeerError{Peer: p.name, Err: err})
 			}
 		}
 	}
 	if more := len(failed) - len(errs); more > 0 {
-		errs = append(errs, fmt.Errorf("and %s more peers", strconv.Itoa(more)))
+		errs = append(errs, &netstate.PeerError{Peer: fmt.Sprintf("%d more", more), Err: errors.New("in the same way")})
 	}
 	return failed, errors.Join(errs...)
 }

@@ -278,7 +278,7 @@ func (l *lab) sniff(fn func(frame []byte) bool) (stop func() int) {
 	}))
 	quit, count := make(chan struct{}), make(chan int)
 	go func() {
-		n := 0
+		n, ending := 0, false
 		buf := make([]byte, 1<<16)
 		for {
 			m, _, err := unix.Recvfrom(fd, buf, 0)
@@ -293,8 +293,11 @@ func (l *lab) sniff(fn func(frame []byte) bool) (stop func() int) {
 			}
 			select {
 			case <-quit:
-				count <- n
-				return
+				if ending {
+					count <- n
+					return
+				}
+				ending = true // what came after the silence is to be read first
 			default:
 			}
 		}

@@ -148,7 +148,7 @@ func testThousand(t *testing.T, a, _ Implementation) {
 		n.Subnet6 = netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 2: 2, 3: 0x44, 4: 1, 6: byte(i >> 8), 7: byte(i)}), 64)
 		n.Attrs.PublicIP = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
 		n.Attrs.PublicIPv6 = netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 14: byte(i >> 8), 15: byte(i)})
-		a, err := attrs(l.network, wgtypes.Key{byte(i), byte(i >> 8), 9})
+		a, err := attrs(l.network, config{}, wgtypes.Key{byte(i), byte(i >> 8), 9})
 		check(t, err)
 		n.Attrs.BackendType, n.Attrs.BackendData, n.Attrs.BackendV6Data = name, a.BackendData, a.BackendV6Data
 		all[i] = n

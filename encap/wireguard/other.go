@@ -17,7 +17,7 @@ type system struct{}
 
 func openSystem(*wireguard) (*system, error) { return nil, errSystem }
 
-func (*system) state([]spec) (netstate.State, error) { return netstate.State{}, errSystem }
+func (*system) state([]spec, bool) (netstate.State, error) { return netstate.State{}, errSystem }
 
 func (*system) close(netstate.Fate) error { return nil }
 

@@ -108,7 +108,7 @@ func (s *spec) meet(m mode, peers []peerset.Peer, v4, v6 bool) {
 		if why != "" {
 			continue // End has refused it
 		}
-		to.key, to.endpoint = key, netip.AddrPortFrom(at, uint16(s.port))
+		to.key, to.endpoint = key, netip.AddrPortFrom(at, port(m, p.Lease, !v4, s.port))
 		s.peers = append(s.peers, to)
 	}
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -30,6 +30,7 @@ type system struct {
 	nl     *netlink.Handle
 	kernel *wgctrl.Client        // nil before the first kernel device
 	inproc map[string]*inproc    // wireguard-go's devices, by name
+	greets map[string]*greeter   // by device
 	said   map[string]string     // who carries packets, by device
 	guards map[netip.Prefix]bool // whether it was made here, and not found
 	swept  bool
@@ -43,14 +44,16 @@ func openSystem(w *wireguard) (*system, error) {
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
-	return &system{w: w, nl: nl, inproc: map[string]*inproc{}, said: map[string]string{}, guards: map[netip.Prefix]bool{}}, nil
+	return &system{w: w, nl: nl, inproc: map[string]*inproc{}, greets: map[string]*greeter{}, said: map[string]string{}, guards: map[netip.Prefix]bool{}}, nil
 }
 
-// state is the State of a round.
-func (s *system) state(specs []spec) (all netstate.State, err error) {
+// state is the State of a round. guarded: there are to be guard routes.
+func (s *system) state(specs []spec, guarded bool) (all netstate.State, err error) {
 	var errs []error
 	for _, sp := range specs {
-		errs = append(errs, s.guard(sp.networks))
+		if guarded {
+			errs = append(errs, s.guard(sp.networks))
+		}
 	}
 	s.sweep(specs)
 	for _, sp := range specs {
@@ -69,14 +72,24 @@ func (s *system) state(specs []spec) (all netstate.State, err error) {
 // link is a device for netstate.
 func (s *system) link(sp spec) netstate.Link {
 	return netstate.Link{
-		Name:  sp.name,
-		MTU:   sp.mtu,
-		Make:  func() error { return s.make(sp) },
-		Unfit: func(have netlink.Link) string { return s.unfit(sp.name, have) },
-		Tune:  func(have netlink.Link) ([]string, error) { return s.tune(sp, have) },
-		// No link-local address: nobody is there to hear router solicitations.
-		Sysctls: [][2]string{{"ipv6/conf/*/addr_gen_mode", "1"}},
+		Name:    sp.name,
+		MTU:     sp.mtu,
+		Make:    func() error { return s.make(sp) },
+		Unfit:   func(have netlink.Link) string { return s.unfit(sp.name, have) },
+		Tune:    func(have netlink.Link) ([]string, error) { return s.tune(sp, have) },
+		Sysctls: sysctls(sp),
 	}
+}
+
+// sysctls are the variables of a device.
+func sysctls(sp spec) [][2]string {
+	// No link-local address: nobody is there to hear router solicitations.
+	all := [][2]string{{"ipv6/conf/*/addr_gen_mode", "1"}}
+	if slices.ContainsFunc(sp.networks, func(n netip.Prefix) bool { return n.Addr().Is6() }) {
+		// Some hosts have IPv6 off for new devices (net.ipv6.conf.default).
+		all = append(all, [2]string{"ipv6/conf/*/disable_ipv6", "0"})
+	}
+	return all
 }
 
 // ours returns the wireguard-go device behind a link, nil if there is none.
@@ -146,6 +159,10 @@ func (s *system) make(sp spec) error {
 
 // drop ends what this process has of a device that is gone, or shall be.
 func (s *system) drop(name string) {
+	if g := s.greets[name]; g != nil {
+		g.close()
+	}
+	delete(s.greets, name)
 	if p := s.inproc[name]; p != nil {
 		p.close()
 	}
@@ -164,11 +181,15 @@ func (s *system) tune(sp spec, have netlink.Link) (done []string, err error) {
 	defer func() { s.devices.Add(n.devices); s.peers.Add(n.peers); s.removed.Add(n.removed) }()
 	if p := s.ours(have); p != nil {
 		p.setMTU(sp.mtu)
-		if done, err = settle(p, sp, s.w.keys, m, &n, time.Now()); err == nil || m.device {
+		g := s.greeter(sp.name, p)
+		if done, err = g.settle(sp, s.w.keys, m, &n); err == nil || m.device {
 			if bad := p.up(sp.port); bad != nil {
 				m.device = false
 				err = errors.Join(err, bad)
 			}
+		}
+		if p.isUp {
+			s.greet(g, m)
 		}
 		s.say(sp.name, "wireguard-go in this process")
 		return done, err
@@ -181,9 +202,27 @@ func (s *system) tune(sp spec, have netlink.Link) (done []string, err error) {
 			return nil, fmt.Errorf("open the kernel's WireGuard: %w", err)
 		}
 	}
-	done, err = settle(inkernel{s.kernel, sp.name}, sp, s.w.keys, m, &n, time.Now())
+	g := s.greeter(sp.name, inkernel{s.kernel, sp.name})
+	done, err = g.settle(sp, s.w.keys, m, &n)
+	s.greet(g, m)
 	s.say(sp.name, "the kernel")
 	return done, err
+}
+
+// greeter returns the one of a device, which ends with it.
+func (s *system) greeter(device string, ctl control) *greeter {
+	g := s.greets[device]
+	if g == nil {
+		g = newGreeter(ctl, s.w.keys.public, logger(s.w.params).With("backend", name, "device", device))
+		s.greets[device] = g
+	}
+	return g
+}
+
+// greet has the peers greeted that are new to a device.
+func (s *system) greet(g *greeter, m *mind) {
+	g.meet(m.fresh)
+	m.fresh = nil
 }
 
 // say tells once who carries packets.
@@ -236,6 +275,9 @@ func (s *system) sweep(specs []spec) {
 // says; it decides on the guard routes too.
 func (s *system) close(fate netstate.Fate) error {
 	var errs []error
+	for dev := range s.greets {
+		s.drop(dev)
+	}
 	for dev := range s.inproc {
 		s.drop(dev)
 	}

@@ -39,6 +39,8 @@ func scenarios() []scenario {
 		{"Thousand", testThousand},
 		{"Roaming", testRoaming},
 		{"Restart", testRestart},
+		{"Silence", testSilence},
+		{"Fresh", testFresh},
 		{"Close", testClose},
 		{"Failures", testFailures},
 		{"MixedModes", testMixedModes},

@@ -32,8 +32,9 @@
 // # Keys
 //
 // A host's private key is made once and kept in a file, see [Options]. The lease
-// carries the public key: {"PublicKey":"..."} as BackendData in a network with
-// IPv4, and the same as BackendV6Data in one with IPv6. Whoever can write leases
+// carries the public key and the port: {"PublicKey":"...","Port":51820} as BackendData in
+// a network with IPv4, and the like as BackendV6Data in one with IPv6. Where there is
+// no Port, as flannel before v0.28 has it, it is taken to be this host's. Whoever can write leases
 // decides who is a peer. No message has the private or the preshared key.
 //
 // # What carries packets
@@ -49,11 +50,22 @@
 // as the peer is heard from there: until its lease has another address, or for three
 // minutes after the last handshake.
 //
+// A host greets the peers that its device did not have before, so that they need not
+// find out by themselves that it has lost its sessions (which takes them 15 s), and so
+// that two hosts do not begin at the same time and miss each other for 5 s or more. The
+// host with the smaller public key does so at once, the other one after half a second
+// if nothing has come of that; to at most 300 peers a second.
+//
 // A route that leads nowhere, of the metric 1073741824 (blackhole), stands behind
 // the one to each network through the device. Where the device is missing, for whatever
 // reason, packets for other hosts are dropped, and not sent in the clear by the default
 // route. Close leaves it too if it is to keep things; `ip route del blackhole NETWORK
 // metric 1073741824` removes it.
+//
+// Not so where the network has this host's own address in it, as 10.0.0.0/8 may: the
+// routes to the network also take what goes to the underlay by a router, etcd perhaps,
+// and must not stay without the program that could take them back. Then there are no
+// guard routes, Close removes everything, and the log says so.
 package wireguard
 
 import (
@@ -146,13 +158,14 @@ type wireguard struct {
 	sys     *system          // what there is of the operating system; nil before Start
 	clones  peerset.Chooser  // remembers what has been said of duplicate keys
 	devices map[string]*mind // by name; for rounds
+	around  bool             // of the last Start; for Start and Close
 }
 
 func newWireguard(p backend.Params, opts Options, cfg config) *wireguard {
 	w := &wireguard{params: p, opts: opts, cfg: cfg, devices: map[string]*mind{}}
 	w.keys.psk = cfg.PSK
 	w.Backend = kernelbackend.New(kernelbackend.Config{
-		Name: name, Params: p, Prepare: w.prepare, MTU: w.mtu, End: w.end, Plan: w.plan, Closed: w.closed,
+		Name: name, Params: p, Tunnel: true, Prepare: w.prepare, MTU: w.mtu, End: w.end, Plan: w.plan, Closed: w.closed,
 	})
 	w.clones = peerset.Chooser{Backend: name, Network: p.Network, Log: logger(p)}
 	return w
@@ -166,7 +179,7 @@ func (w *wireguard) prepare(_ context.Context, host backend.Host) (lease.Attrs, 
 	if err := w.loadKey(); err != nil {
 		return lease.Attrs{}, fmt.Errorf("wireguard: prepare: %w", err)
 	}
-	return attrs(w.params.Network, w.keys.public)
+	return attrs(w.params.Network, w.cfg, w.keys.public)
 }
 
 // loadKey reads or makes the private key.
@@ -209,6 +222,10 @@ func (w *wireguard) Start(ctx context.Context, host backend.Host, own lease.Leas
 	if w.cfg.MTU > host.MTU && host.MTU > 0 {
 		logger(w.params).Warn("the key MTU is more than the interface's, which is used", "backend", name, "key", w.cfg.MTU, "interface", host.Link, "mtu", host.MTU)
 	}
+	if w.around = around(w.params.Network, host); w.around {
+		logger(w.params).Warn("the network has this host's own address in it: what goes to the underlay by a router goes into the tunnel, if the network has that address, too",
+			"backend", name, "network", w.params.Network, "interface", host.Link, "remedy", "give the network a range of its own")
+	}
 	mtu, err = w.Backend.Start(ctx, host, own)
 	if err != nil && first {
 		_ = w.finish(netstate.Undo) // the error to tell is Start's
@@ -228,8 +245,23 @@ func (w *wireguard) Sync(ctx context.Context, leases []lease.Lease) error {
 
 // plan implements kernelbackend.Config.Plan.
 func (w *wireguard) plan(s kernelbackend.Situation, _ netstate.Kernel) (netstate.State, error) {
-	return w.sys.state(w.cfg.specs(w.params.Network, s))
+	return w.sys.state(w.cfg.specs(w.params.Network, s), !around(w.params.Network, s.Host))
 }
+
+// around reports whether a network has a host's own address in it.
+func around(n lease.Network, host backend.Host) bool {
+	for _, r := range []lease.Range{n.IPv4, n.IPv6} {
+		for _, a := range []netip.Addr{host.Addr4, host.Addr6, host.Public4, host.Public6} {
+			if r.Enabled() && r.Prefix.Contains(a) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Close implements backend.Backend.
+func (w *wireguard) Close(keep bool) error { return w.Backend.Close(keep && !w.around) }
 
 // closed implements kernelbackend.Config.Closed.
 func (w *wireguard) closed(keep bool) error {

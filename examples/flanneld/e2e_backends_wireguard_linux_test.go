@@ -51,7 +51,7 @@ func TestWireguard(t *testing.T) {
 		return ""
 	})
 	all := c.members(c.hosts)
-	golden := regexp.MustCompile(`^\{"PublicIP":"([0-9.]+)","PublicIPv6":null,"BackendType":"wireguard","BackendData":\{"PublicKey":"[A-Za-z0-9+/]{43}="\}\}$`)
+	golden := regexp.MustCompile(`^\{"PublicIP":"([0-9.]+)","PublicIPv6":null,"BackendType":"wireguard","BackendData":\{"PublicKey":"[A-Za-z0-9+/]{43}=","Port":51820\}\}$`)
 	leases, secrets := map[*member]string{}, []string{psk}
 	for _, m := range all {
 		leases[m] = m.lease(k)

@@ -36,8 +36,10 @@ func (f *Fake) Metadata(zone, name string) http.Handler {
 				<-r.Context().Done()
 				return
 			}
-			http.Error(w, fault.Text, fault.Status)
-			return
+			if fault.Status != 0 {
+				http.Error(w, fault.Text, fault.Status)
+				return
+			}
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
