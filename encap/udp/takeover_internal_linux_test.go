@@ -281,16 +281,17 @@ func TestOtherBackendsRoutes(t *testing.T) {
 	l := newLab(t, labConfig{})
 	link, err := l.a.Netlink().LinkByName(l.a.Underlay)
 	check(t, err)
-	add := func(dst string, metric int) {
+	add := func(dst, gw string, metric int) {
 		t.Helper()
 		check(t, l.a.Netlink().RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix(dst)),
-			Gw: l.b.Addr4.Addr().AsSlice(), Priority: metric}))
+			Gw: addr(gw).AsSlice(), Priority: metric}))
 	}
-	add(l.b.Subnet4.String(), 0)
-	add("10.244.9.0/24", 0)
-	add("10.244.10.0/24", 50)
-	add("10.244.128.0/17", 0)
-	add("10.9.2.0/24", 0)
+	add(l.b.Subnet4.String(), l.b.Addr4.Addr().String(), 0)
+	add("10.244.9.0/24", "192.0.2.9", 0)
+	add("10.244.10.0/24", "192.0.2.10", 50)
+	add("10.244.11.0/24", "192.0.2.12", 0) // a router
+	add("10.244.128.0/17", "192.0.2.12", 0)
+	add("10.9.2.0/24", "192.0.2.12", 0)
 	l.startBoth(Options{})
 	l.talk()
 	routes, err := again(func() ([]netlink.Route, error) { return l.a.Netlink().RouteList(link, netlink.FAMILY_V4) })
@@ -302,7 +303,7 @@ func TestOtherBackendsRoutes(t *testing.T) {
 		}
 	}
 	slices.Sort(left)
-	if want := []string{"10.244.10.0/24", "10.244.128.0/17", "10.9.2.0/24"}; !slices.Equal(left, want) {
+	if want := []string{"10.244.10.0/24", "10.244.11.0/24", "10.244.128.0/17", "10.9.2.0/24"}; !slices.Equal(left, want) {
 		t.Errorf("routes left: %v, want %v", left, want)
 	}
 	if n := l.a.log.Count("what another backend has left"); n != 2 {
