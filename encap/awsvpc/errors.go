@@ -83,38 +83,38 @@ func explain(ctx context.Context, action, what string, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("%s: %w", where, context.Cause(ctx))
 	}
-	kind, remedy := judge(action, err)
+	remedy, kind := judge(action, err)
 	return &callError{text: fmt.Sprintf("%s: %s (%s)", where, reason(err), remedy), kind: kind, cause: err}
 }
 
 // judge names an error, and says what to do about it.
-func judge(action string, err error) (kind error, remedy string) {
+func judge(action string, err error) (remedy string, kind error) {
 	code := codeOf(err)
 	if retry.IsErrorThrottles(retry.DefaultThrottles).IsErrorThrottle(err) == aws.TrueTernary {
-		return ErrThrottled, "the account makes too many requests to EC2 in this region: make fewer, or ask AWS for a higher API request rate"
+		return "the account makes too many requests to EC2 in this region: make fewer, or ask AWS for a higher API request rate", ErrThrottled
 	}
 	switch family, _, _ := strings.Cut(code, "."); family {
 	case "UnauthorizedOperation", "AccessDenied", "AccessDeniedException":
-		return ErrPermission, "allow ec2:" + action + " in the IAM policy of the instance's role"
+		return "allow ec2:" + action + " in the IAM policy of the instance's role", ErrPermission
 	case "ExpiredToken", "ExpiredTokenException", "RequestExpired":
-		return ErrCredentials, "renew the credentials, and see that the host's clock is right"
+		return "renew the credentials, and see that the host's clock is right", ErrCredentials
 	case "AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "UnrecognizedClientException",
 		"MissingAuthenticationToken", "IncompleteSignature", "InvalidSignatureException":
-		return ErrCredentials, "give valid credentials for this region, by the instance's role or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and see that the host's clock is right"
+		return "give valid credentials for this region, by the instance's role or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and see that the host's clock is right", ErrCredentials
 	case "OptInRequired", "Blocked", "PendingVerification":
-		return ErrCredentials, "the account may not use EC2 in this region: see its state in the AWS console"
+		return "the account may not use EC2 in this region: see its state in the AWS console", ErrCredentials
 	case "RouteLimitExceeded":
-		return ErrRouteLimit, `have AWS raise the quota "Routes per route table" of Amazon VPC, up to 1000, or use another route table by RouteTableID, or the vxlan backend`
+		return `have AWS raise the quota "Routes per route table" of Amazon VPC, up to 1000, or use another route table by RouteTableID, or the vxlan backend`, ErrRouteLimit
 	case "InvalidRouteTableID", "InvalidRouteTableId":
-		return ErrRouteTable, "give RouteTableID a route table of this VPC and region"
+		return "give RouteTableID a route table of this VPC and region", ErrRouteTable
 	case "InvalidInstanceID", "InvalidNetworkInterfaceID", "InvalidNetworkInterfaceId":
-		return ErrInterface, "is the region right (AWS_REGION), and are the credentials of the instance's account?"
+		return "is the region right (AWS_REGION), and are the credentials of the instance's account?", ErrInterface
 	}
 	var answer *awshttp.ResponseError
 	if code != "" && !(errors.As(err, &answer) && answer.HTTPStatusCode() >= http.StatusInternalServerError) {
-		return nil, "EC2 refuses this request"
+		return "EC2 refuses this request", nil
 	}
-	return ErrUnavailable, "see AWS_ENDPOINT_URL_EC2, AWS_REGION, the proxy variables, and the way to EC2: internet, NAT or a VPC endpoint for ec2"
+	return "see AWS_ENDPOINT_URL_EC2, AWS_REGION, the proxy variables, and the way to EC2: internet, NAT or a VPC endpoint for ec2", ErrUnavailable
 }
 
 // reason says in words what went wrong, leaving out what differs from time to time.

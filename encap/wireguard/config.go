@@ -143,7 +143,7 @@ func (m mode) check(host backend.Host, n lease.Network) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("Mode %s needs a public %s address, which this host has not (give interface %s one, or set Mode to auto on all hosts)", m, missing, host.Link)
+	return fmt.Errorf("the Mode %s needs a public %s address, which this host has not (give interface %s one, or set Mode to auto on all hosts)", m, missing, host.Link)
 }
 
 // mtu is the devices' and containers' MTU.
