@@ -37,6 +37,10 @@ const (
 	// other meet within seconds; all else is WireGuard's own business.
 	mostTries = 4
 
+	// crossed is what has come from a peer, in bytes, if all of it was an initiation
+	// and a response (section 5.4 of the paper).
+	crossed = 148 + 92
+
 	// A thousand new peers are not greeted at once: a handshake takes each side
 	// 0.8 ms of a processor, so that these are a quarter of one.
 	mostAtOnce = 30
@@ -181,18 +185,21 @@ func (g *greeter) greet(due []wgtypes.Key, now time.Time) {
 		}
 		p, v := there[key], g.guests[key]
 		met := p != nil && !p.LastHandshakeTime.IsZero()
-		if met && v.tries > 0 {
+		half := p != nil && p.ReceiveBytes == crossed
+		if met && !half && v.tries > 0 {
 			// The other side sends with this session from the first packet on
 			// that it gets by it, and the one that WireGuard has sent may be lost.
 			all = append(all, hello(p)...)
 		}
-		if p == nil || met || v.tries == mostTries {
+		if p == nil || met && !half || v.tries == mostTries {
 			delete(g.guests, key)
 			continue
 		}
 		// Does it answer, and yet there is no session: both have begun. It is for one
-		// side to put that right.
-		again := v.tries > 0 && p.ReceiveBytes > 0 && g.leads(key)
+		// side to put that right. If wireguard-go gets both messages in the same
+		// moment it may take both, and can then only send; the other side can't
+		// know.
+		again := half || v.tries > 0 && p.ReceiveBytes > 0 && g.leads(key)
 		if again {
 			all = append(all, anew(p)...)
 		}

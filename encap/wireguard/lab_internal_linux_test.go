@@ -233,6 +233,7 @@ func send(t *testing.T, fromNS *netlab.NS, from netip.AddrPort, toNS *netlab.NS,
 	server, client := socket(t, toNS, to), socket(t, fromNS, from)
 	defer server.Close()
 	defer client.Close()
+	port := client.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	buf := make([]byte, 2000)
 	for i := range tries {
 		text := fmt.Sprintf("%s number %d", plaintext, i)
@@ -241,8 +242,8 @@ func send(t *testing.T, fromNS *netlab.NS, from netip.AddrPort, toNS *netlab.NS,
 			continue
 		}
 		_ = server.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		n, _, err := server.ReadFromUDPAddrPort(buf)
-		if err == nil && strings.HasPrefix(string(buf[:n]), plaintext) {
+		n, src, err := server.ReadFromUDPAddrPort(buf)
+		if err == nil && src.Port() == port && strings.HasPrefix(string(buf[:n]), plaintext) { // and no late one of another call
 			return true
 		}
 	}
