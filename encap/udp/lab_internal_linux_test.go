@@ -19,6 +19,7 @@ import (
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/flannelkit/flannelkit/lease"
 )
@@ -246,21 +247,21 @@ func (n *node) state(dev string) (s state, ok bool) {
 		return s, false
 	}
 	s.Up, s.MTU = link.Attrs().Flags&net.FlagUp != 0, link.Attrs().MTU
-	addrs, err := again(func() ([]netlink.Addr, error) { return n.Netlink().AddrList(link, netlink.FAMILY_ALL) })
+	addrs, err := rtnl.Again(func() ([]netlink.Addr, error) { return n.Netlink().AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return s, false
 	}
 	for _, a := range addrs {
-		s.Addrs = append(s.Addrs, toPrefix(a.IPNet).String())
+		s.Addrs = append(s.Addrs, rtnl.Prefix(a.IPNet).String())
 	}
-	routes, err := again(func() ([]netlink.Route, error) { return n.Netlink().RouteList(link, netlink.FAMILY_ALL) })
+	routes, err := rtnl.Again(func() ([]netlink.Route, error) { return n.Netlink().RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return s, false
 	}
 	for _, r := range routes {
 		// The kernel's own: an IPv6 address makes one in the main table too.
 		if r.Protocol != unix.RTPROT_KERNEL {
-			s.Routes = append(s.Routes, toPrefix(r.Dst).String())
+			s.Routes = append(s.Routes, rtnl.Prefix(r.Dst).String())
 		}
 	}
 	slices.Sort(s.Addrs)

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/flannelkit/flannelkit/encap"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
 )
@@ -21,7 +22,7 @@ func (n *node) delAddr(dev string, p netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	return n.Netlink().AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
+	return n.Netlink().AddrDel(link, &netlink.Addr{IPNet: rtnl.IPNet(p)})
 }
 
 // delRoute removes a route of a device, whatever its scope.
@@ -30,12 +31,12 @@ func (n *node) delRoute(dev string, p netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	routes, err := again(func() ([]netlink.Route, error) { return n.Netlink().RouteList(link, netlink.FAMILY_ALL) })
+	routes, err := rtnl.Again(func() ([]netlink.Route, error) { return n.Netlink().RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}
 	for _, r := range routes {
-		if toPrefix(r.Dst) == p {
+		if rtnl.Prefix(r.Dst) == p {
 			return n.Netlink().RouteDel(&r)
 		}
 	}

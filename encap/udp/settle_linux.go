@@ -6,9 +6,11 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/netstate"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // settle makes MTU, addresses, state and routes what the plan says. The order
@@ -71,13 +73,13 @@ func hostAddress(subnet netip.Prefix) netip.Prefix {
 
 // addresses returns what addresses a device has.
 func (k *kernelDevices) addresses(link netlink.Link) (map[netip.Prefix]netlink.Addr, error) {
-	list, err := again(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := rtnl.Again(func() ([]netlink.Addr, error) { return k.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses of %s: %w", link.Attrs().Name, err)
 	}
 	all := make(map[netip.Prefix]netlink.Addr, len(list))
 	for _, a := range list {
-		all[toPrefix(a.IPNet)] = a
+		all[rtnl.Prefix(a.IPNet)] = a
 	}
 	return all, nil
 }
@@ -90,7 +92,7 @@ func has(m map[netip.Prefix]netlink.Addr, p netip.Prefix) bool {
 // addAddress gives the device an address. Nobody on a tunnel answers duplicate
 // address detection, which would only delay the use of an IPv6 one.
 func (k *kernelDevices) addAddress(link netlink.Link, a netip.Prefix) error {
-	addr := &netlink.Addr{IPNet: ipNet(a)}
+	addr := &netlink.Addr{IPNet: rtnl.IPNet(a)}
 	if a.Addr().Is6() {
 		addr.Flags = unix.IFA_F_NODAD
 	}
@@ -109,9 +111,9 @@ func (k *kernelDevices) routesTo(r netip.Prefix) ([]netlink.Route, error) {
 	if r.Addr().Is6() {
 		family = netlink.FAMILY_V6
 	}
-	found, err := again(func() (found []netlink.Route, err error) {
+	found, err := rtnl.Again(func() (found []netlink.Route, err error) {
 		err = k.nl.RouteListFilteredIter(family, &netlink.Route{}, 0, func(route netlink.Route) bool {
-			if toPrefix(route.Dst) == r {
+			if rtnl.Prefix(route.Dst) == r {
 				found = append(found, route)
 			}
 			return true
@@ -173,22 +175,11 @@ func (k *kernelDevices) prune(area netstate.Area) error {
 }
 
 func (k *kernelDevices) addRoute(r netip.Prefix) error {
-	err := k.nl.RouteAdd(&netlink.Route{LinkIndex: int(k.index.Load()), Dst: ipNet(r)})
+	err := k.nl.RouteAdd(&netlink.Route{LinkIndex: int(k.index.Load()), Dst: rtnl.IPNet(r)})
 	if errors.Is(err, unix.EEXIST) {
 		return nil // somebody was faster; the next look says who
 	}
 	return err
-}
-
-// again repeats a dump that was interrupted by changes, which happens all the time
-// while containers start. An incomplete dump would make us put back what is there.
-func again[T any](dump func() ([]T, error)) (list []T, err error) {
-	for range 10 {
-		if list, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
-	}
-	return list, err
 }
 
 // explain adds the remedy to errors of netlink that have one.
@@ -197,21 +188,4 @@ func explain(err error) error {
 		return fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 	}
 	return err
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// toPrefix is the zero Prefix where there is none.
-func toPrefix(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	a, _ := netip.AddrFromSlice(n.IP)
-	ones, bits := n.Mask.Size()
-	if bits == 32 {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, ones)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/tun"
 )
@@ -37,7 +38,7 @@ func (n *node) index(dev string) int {
 // tuns lists the host's flannel devices.
 func (n *node) tuns() (names []string) {
 	n.t.Helper()
-	links, err := again(n.Netlink().LinkList)
+	links, err := rtnl.Again(n.Netlink().LinkList)
 	check(n.t, err)
 	for _, l := range links {
 		if l.Type() == "tuntap" || l.Type() == "tun" || strings.HasPrefix(l.Attrs().Name, "flannel") {
@@ -283,7 +284,7 @@ func TestOtherBackendsRoutes(t *testing.T) {
 	check(t, err)
 	add := func(dst, gw string, metric int) {
 		t.Helper()
-		check(t, l.a.Netlink().RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(prefix(dst)),
+		check(t, l.a.Netlink().RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: rtnl.IPNet(prefix(dst)),
 			Gw: addr(gw).AsSlice(), Priority: metric}))
 	}
 	add(l.b.Subnet4.String(), l.b.Addr4.Addr().String(), 0)
@@ -294,7 +295,7 @@ func TestOtherBackendsRoutes(t *testing.T) {
 	add("10.9.2.0/24", "192.0.2.12", 0)
 	l.startBoth(Options{})
 	l.talk()
-	routes, err := again(func() ([]netlink.Route, error) { return l.a.Netlink().RouteList(link, netlink.FAMILY_V4) })
+	routes, err := rtnl.Again(func() ([]netlink.Route, error) { return l.a.Netlink().RouteList(link, netlink.FAMILY_V4) })
 	check(t, err)
 	var left []string
 	for _, r := range routes {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // takeOver attaches to the device that a predecessor has left, if there is one. A
@@ -57,7 +59,7 @@ func (k *kernelDevices) predecessors(p plan) (found []*netlink.Tuntap, err error
 		}
 		return nil, nil // tun.Open says what is wrong
 	}
-	links, err := again(k.nl.LinkList)
+	links, err := rtnl.Again(k.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list the interfaces: %w", err)
 	}
@@ -116,7 +118,7 @@ func (k *kernelDevices) remake(dev *netlink.Tuntap, p plan) error {
 const guardMetric = 1 << 30
 
 func guard(r netip.Prefix) *netlink.Route {
-	return &netlink.Route{Dst: ipNet(r), Type: unix.RTN_BLACKHOLE, Priority: guardMetric}
+	return &netlink.Route{Dst: rtnl.IPNet(r), Type: unix.RTN_BLACKHOLE, Priority: guardMetric}
 }
 
 // unguard removes the guard routes, once the device's are there.
@@ -150,10 +152,10 @@ func (k *kernelDevices) clean(link netlink.Link, p plan) error {
 			errs = append(errs, fmt.Errorf("remove the old address %v: %w", prefix, explain(err)))
 		}
 	}
-	routes, err := again(func() ([]netlink.Route, error) { return k.nl.RouteList(link, netlink.FAMILY_ALL) })
+	routes, err := rtnl.Again(func() ([]netlink.Route, error) { return k.nl.RouteList(link, netlink.FAMILY_ALL) })
 	errs = append(errs, err)
 	for _, r := range routes {
-		dst := toPrefix(r.Dst)
+		dst := rtnl.Prefix(r.Dst)
 		if r.Protocol == unix.RTPROT_KERNEL || slices.Contains(p.routes, dst) {
 			continue
 		}

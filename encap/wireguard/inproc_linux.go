@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -187,8 +186,4 @@ func (q *quiet) errorf(format string, args ...any) {
 	if repeat {
 		q.log.Warn("wireguard-go: " + fmt.Sprintf(format, args...))
 	}
-}
-
-func toIPNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

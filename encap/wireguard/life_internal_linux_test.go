@@ -15,6 +15,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 	"github.com/flannelkit/flannelkit/lease"
 )
 
@@ -73,7 +74,7 @@ func (h *host) complete() bool {
 
 func (h *host) delAddr(dev string, p netip.Prefix) {
 	h.lab.t.Helper()
-	check(h.lab.t, h.Netlink().AddrDel(h.link(dev), &netlink.Addr{IPNet: toIPNet(p)}))
+	check(h.lab.t, h.Netlink().AddrDel(h.link(dev), &netlink.Addr{IPNet: rtnl.IPNet(p)}))
 }
 
 // client is a wgctrl.Client in the host's namespace.

@@ -14,6 +14,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/flannelkit/flannelkit/internal/netstate"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // kind is the kernel's name of its WireGuard devices.
@@ -247,7 +248,7 @@ func (s *system) guard(networks []netip.Prefix) error {
 }
 
 func guard(n netip.Prefix) *netlink.Route {
-	return &netlink.Route{Dst: toIPNet(n), Type: unix.RTN_BLACKHOLE, Priority: guardMetric}
+	return &netlink.Route{Dst: rtnl.IPNet(n), Type: unix.RTN_BLACKHOLE, Priority: guardMetric}
 }
 
 // sweep removes, once, the device for IPv6 that a predecessor with Mode separate has

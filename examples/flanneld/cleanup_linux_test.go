@@ -9,12 +9,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/lease/memory"
 	"github.com/flannelkit/flannelkit/lease/subnetenv"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 // namespace returns an empty network namespace.
@@ -103,7 +105,7 @@ func TestCleanup(t *testing.T) {
 		defer busy.Close()
 		must(addHoles(n.Lease().Key.Prefixes()))
 		must(addHoles(n.Lease().Key.Prefixes())) // again, as every few seconds
-		must(netlink.RouteAdd(&netlink.Route{Dst: toIPNet(netip.MustParsePrefix("10.99.0.0/16")), Type: unix.RTN_BLACKHOLE}))
+		must(netlink.RouteAdd(&netlink.Route{Dst: rtnl.IPNet(netip.MustParsePrefix("10.99.0.0/16")), Type: unix.RTN_BLACKHOLE}))
 		if got := holes(t); !slices.Equal(got, []string{"10.5.34.0/24", "10.99.0.0/16"}) {
 			t.Fatalf("blackhole routes before: %v", got)
 		}

@@ -8,8 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/vishvananda/netlink"
+
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // TestCleanupTunnels: devices and routes that kernel backends have left, flannel's own
@@ -38,7 +40,7 @@ func TestCleanupTunnels(t *testing.T) {
 		l := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: name}, VxlanId: id, Port: 8472}
 		must(netlink.LinkAdd(l))
 		if addr != "" {
-			must(netlink.AddrAdd(l, &netlink.Addr{IPNet: toIPNet(netip.MustParsePrefix(addr))}))
+			must(netlink.AddrAdd(l, &netlink.Addr{IPNet: rtnl.IPNet(netip.MustParsePrefix(addr))}))
 		}
 		must(netlink.LinkSetUp(l))
 	}
@@ -69,7 +71,7 @@ func TestCleanupTunnels(t *testing.T) {
 			"10.5.35.0/24": {Gw: net.IPv4(192, 0, 2, 2)}, "10.5.36.0/24": {Gw: net.IPv4(192, 0, 2, 2), Priority: 100},
 			"10.5.34.128/25": {Gw: net.IPv4(192, 0, 2, 2)}, "10.5.128.0/17": {Gw: net.IPv4(192, 0, 2, 3)}, "10.6.2.0/24": {Gw: net.IPv4(192, 0, 2, 3)},
 		} {
-			r.Dst = toIPNet(netip.MustParsePrefix(dst))
+			r.Dst = rtnl.IPNet(netip.MustParsePrefix(dst))
 			must(netlink.RouteAdd(&r))
 		}
 		var log lockedBuffer

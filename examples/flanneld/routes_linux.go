@@ -7,9 +7,11 @@ import (
 	"net/netip"
 	"os"
 
-	"github.com/flannelkit/flannelkit/lease/subnetenv"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
+	"github.com/flannelkit/flannelkit/lease/subnetenv"
 )
 
 // holeMetric is the worst metric that anything has, so that any other route to the
@@ -27,7 +29,7 @@ func addHoles(subnets []netip.Prefix) error {
 	defer nl.Close()
 	var all []error
 	for _, s := range subnets {
-		err := nl.RouteReplace(&netlink.Route{Dst: toIPNet(s), Type: unix.RTN_BLACKHOLE, Priority: holeMetric})
+		err := nl.RouteReplace(&netlink.Route{Dst: rtnl.IPNet(s), Type: unix.RTN_BLACKHOLE, Priority: holeMetric})
 		if errors.Is(err, os.ErrPermission) {
 			err = fmt.Errorf("%w (needs CAP_NET_ADMIN)", err)
 		}
@@ -75,8 +77,4 @@ func concerns(was subnetenv.File, dst *net.IPNet) bool {
 		}
 	}
 	return !told
-}
-
-func toIPNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

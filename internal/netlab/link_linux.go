@@ -3,12 +3,13 @@ package netlab
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // Veth connects two namespaces with a veth pair. Both ends have the given MTU,
@@ -168,7 +169,7 @@ func (n *NS) SetGSOMax(link string, size, segs int) error {
 // route. An IPv6 address can be used at once.
 func (n *NS) AddAddr(link string, prefix netip.Prefix) error {
 	return n.withLink("add address "+prefix.String()+" to", link, func(h *netlink.Handle, dev netlink.Link) error {
-		addr := &netlink.Addr{IPNet: ipNet(prefix)}
+		addr := &netlink.Addr{IPNet: rtnl.IPNet(prefix)}
 		if prefix.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
@@ -191,7 +192,7 @@ func (n *NS) DelRoute(dst netip.Prefix, via netip.Addr, dev string) error {
 func (n *NS) changeRoute(verb string, dst netip.Prefix, via netip.Addr, dev string, mtu int, change func(*netlink.Handle, *netlink.Route) error) error {
 	op := fmt.Sprintf("%s route %v via %v dev %q", verb, dst, via, dev)
 	return n.withNetlink(op, func(h *netlink.Handle) error {
-		route := &netlink.Route{Dst: ipNet(dst), MTU: mtu}
+		route := &netlink.Route{Dst: rtnl.IPNet(dst), MTU: mtu}
 		if via.IsValid() {
 			route.Gw = via.AsSlice()
 		} else if dst.Addr().Is4() {
@@ -243,8 +244,4 @@ func (n *NS) linkIndex(link string) (int, error) {
 		return nil
 	})
 	return index, err
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

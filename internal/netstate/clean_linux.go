@@ -6,6 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // Clean removes from the network namespace of the calling thread what a backend has
@@ -18,7 +20,7 @@ func Clean(area Area, ours func(netlink.Link) bool, removed func(what, name stri
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer nl.Close()
-	links, err := again(nl.LinkList)
+	links, err := rtnl.Again(nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list the interfaces: %w", explain(err))
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // addrs makes the addresses of our links what they shall be.
@@ -27,14 +29,14 @@ func (w *work) addrs() {
 // addrsOf is addrs for one link, and reports whether it has removed something.
 func (w *work) addrsOf(link netlink.Link) (dropped bool) {
 	name := link.Attrs().Name
-	list, err := again(func() ([]netlink.Addr, error) { return w.nl.AddrList(link, netlink.FAMILY_ALL) })
+	list, err := rtnl.Again(func() ([]netlink.Addr, error) { return w.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		w.errs = append(w.errs, fmt.Errorf("%s: list the addresses of %s: %w", w.k.cfg.Backend, name, err))
 		return false
 	}
 	have := make(map[netip.Prefix]netlink.Addr, len(list))
 	for _, a := range list {
-		have[toPrefix(a.IPNet)] = a
+		have[rtnl.Prefix(a.IPNet)] = a
 	}
 	for _, want := range distinct(w, w.state.Addrs, func(a Addr) any { return a }, func(Addr) string { return "" }) {
 		if want.Link != name {
@@ -59,7 +61,7 @@ func (w *work) addrsOf(link netlink.Link) (dropped bool) {
 // addAddr gives a link an address. Nobody on a tunnel answers duplicate address
 // detection, which would only delay the use of an IPv6 one.
 func (w *work) addAddr(link netlink.Link, p netip.Prefix) error {
-	a := &netlink.Addr{IPNet: ipNet(p)}
+	a := &netlink.Addr{IPNet: rtnl.IPNet(p)}
 	if p.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD
 	}
@@ -80,7 +82,7 @@ func (w *work) addAddr(link netlink.Link, p netip.Prefix) error {
 // seems to be missing though it was in place is looked for again.
 func (w *work) dumpNeighs(index, family int, each func(netlink.Neigh), missing func() bool) error {
 	for range dumps {
-		list, err := again(func() ([]netlink.Neigh, error) {
+		list, err := rtnl.Again(func() ([]netlink.Neigh, error) {
 			return w.nl.NeighListExecute(netlink.Ndmsg{Family: uint8(family), Index: uint32(index)})
 		})
 		if err != nil {
@@ -120,7 +122,7 @@ func (w *work) neighs() {
 		have := map[netip.Addr]netlink.Neigh{}
 		failed := false
 		for _, family := range families(has4, has6) {
-			err := w.dumpNeighs(index, family, func(n netlink.Neigh) { have[toAddr(n.IP)] = n }, func() bool {
+			err := w.dumpNeighs(index, family, func(n netlink.Neigh) { have[rtnl.Addr(n.IP)] = n }, func() bool {
 				return slices.ContainsFunc(want, func(n Neigh) bool {
 					_, ok := have[n.IP]
 					return !ok && w.k.placed[n]
@@ -191,7 +193,7 @@ func (w *work) fdb() {
 			}
 			h, ok := have[f.MAC]
 			delete(have, f.MAC)
-			if ok && toAddr(h.IP) == f.Dst {
+			if ok && rtnl.Addr(h.IP) == f.Dst {
 				w.there[f] = true
 				continue
 			}
@@ -199,7 +201,7 @@ func (w *work) fdb() {
 		}
 		for mac, n := range have {
 			if w.state.Prune {
-				w.drop(FDB{Link: l.Name, MAC: mac}, FDB{Link: l.Name, MAC: mac}.String(), func() error { return w.nl.NeighDel(entry(index, mac, toAddr(n.IP))) })
+				w.drop(FDB{Link: l.Name, MAC: mac}, FDB{Link: l.Name, MAC: mac}.String(), func() error { return w.nl.NeighDel(entry(index, mac, rtnl.Addr(n.IP))) })
 			}
 		}
 	}

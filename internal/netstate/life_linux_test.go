@@ -10,9 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 )
 
 func TestConcurrency(t *testing.T) {
@@ -190,7 +192,7 @@ func TestRemoveLeavesWhatIsNotItsOwn(t *testing.T) {
 	h.mu.Lock()
 	h.plan = func(Kernel) error { <-blocked; return nil }
 	h.mu.Unlock()
-	r := &netlink.Route{Dst: ipNet(sub4(9))}
+	r := &netlink.Route{Dst: rtnl.IPNet(sub4(9))}
 	h.by(ext, "192.0.2.111")(r)
 	check(t, h.nl.RouteReplace(r))
 	go func() { time.Sleep(100 * time.Millisecond); close(blocked) }()

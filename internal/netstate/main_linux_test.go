@@ -12,10 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/internal/netlab"
-	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/rtnl"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 )
 
 // TestMain has more tests run at once than there are processors: most of them wait.
@@ -269,7 +271,7 @@ func routeString(r netlink.Route, names map[int]string) string {
 func wanted(s State) map[string]bool {
 	all := map[string]bool{}
 	for _, a := range s.Addrs {
-		all[fmt.Sprintf("addr %v %s", ipNet(a.Prefix), a.Link)] = true
+		all[fmt.Sprintf("addr %v %s", rtnl.IPNet(a.Prefix), a.Link)] = true
 	}
 	for _, n := range s.Neighs {
 		all[fmt.Sprintf("neigh %v %v %s", n.IP, n.MAC, n.Link)] = true
@@ -288,7 +290,7 @@ func wanted(s State) map[string]bool {
 		if r.Gw.IsValid() {
 			gw = r.Gw.String()
 		}
-		all[fmt.Sprintf("route %v via %v dev %s type 1 metric %d table 254 proto %d flags %d tos 0 hops 0", ipNet(r.Dst), gw, r.Link, m, unix.RTPROT_BOOT, on)] = true
+		all[fmt.Sprintf("route %v via %v dev %s type 1 metric %d table 254 proto %d flags %d tos 0 hops 0", rtnl.IPNet(r.Dst), gw, r.Link, m, unix.RTPROT_BOOT, on)] = true
 	}
 	return all
 }

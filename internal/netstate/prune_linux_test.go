@@ -8,16 +8,18 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 )
 
 // route is one as ip-route(8) makes it, by default with the protocol boot.
 func (h *host) route(dst string, change ...func(r *netlink.Route)) {
 	h.t.Helper()
-	r := &netlink.Route{Dst: ipNet(pfx(dst)), Protocol: unix.RTPROT_BOOT, Table: unix.RT_TABLE_MAIN}
+	r := &netlink.Route{Dst: rtnl.IPNet(pfx(dst)), Protocol: unix.RTPROT_BOOT, Table: unix.RT_TABLE_MAIN}
 	for _, c := range change {
 		c(r)
 	}
@@ -176,7 +178,7 @@ func spoil(rt *rapid.T, h *host, direct6 bool) {
 		return
 	}
 	x := l.Attrs().Index
-	r4, r6 := &netlink.Route{Dst: ipNet(sub4(i)), Table: unix.RT_TABLE_MAIN}, &netlink.Route{Dst: ipNet(sub6(i)), Table: unix.RT_TABLE_MAIN}
+	r4, r6 := &netlink.Route{Dst: rtnl.IPNet(sub4(i)), Table: unix.RT_TABLE_MAIN}, &netlink.Route{Dst: rtnl.IPNet(sub6(i)), Table: unix.RT_TABLE_MAIN}
 	switch rapid.IntRange(0, 9).Draw(rt, "deed") {
 	case 0:
 		_ = h.nl.RouteDel(r4)
@@ -200,7 +202,7 @@ func spoil(rt *rapid.T, h *host, direct6 bool) {
 	case 7:
 		_ = h.nl.LinkSetDown(l)
 	case 8:
-		_ = h.nl.AddrDel(l, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("10.244.0.0/32"))})
+		_ = h.nl.AddrDel(l, &netlink.Addr{IPNet: rtnl.IPNet(netip.MustParsePrefix("10.244.0.0/32"))})
 	case 9:
 		_ = h.nl.LinkDel(l)
 	}

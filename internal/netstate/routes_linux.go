@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
 // metric is what the kernel gives to routes that are made without one:
@@ -48,9 +50,9 @@ func (w *work) listRoutes() (map[netip.Prefix][]netlink.Route, error) {
 				return nil, err
 			}
 			for _, r := range list {
-				dst := toPrefix(r.Dst)
+				dst := rtnl.Prefix(r.Dst)
 				if n, in := w.state.Area.network(dst); r.Gw != nil && (!in || dst.Bits() < n.SubnetLen) {
-					w.routers[toAddr(r.Gw)] = true // to something else, or to much of the network
+					w.routers[rtnl.Addr(r.Gw)] = true // to something else, or to much of the network
 				}
 				twice := slices.ContainsFunc(have[dst], func(old netlink.Route) bool { return old.Equal(r) })
 				if dst.IsValid() && r.Tos == 0 && r.Priority <= metric(dst) && (wanted[dst] || w.state.Area.contains(dst)) && !twice {
@@ -67,7 +69,7 @@ func (w *work) listRoutes() (map[netip.Prefix][]netlink.Route, error) {
 
 // dumpRoutes lists the main table's routes of a family.
 func (w *work) dumpRoutes(family int) ([]netlink.Route, error) {
-	return again(func() (list []netlink.Route, err error) {
+	return rtnl.Again(func() (list []netlink.Route, err error) {
 		err = w.nl.RouteListFilteredIter(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
 			list = append(list, r)
 			return true
@@ -162,7 +164,7 @@ func (w *work) replace(want Route, index int, old []netlink.Route) error {
 // toRoute is the form that netlink takes. It has the protocol boot, as flannel's
 // routes do, so that flannel finds its own in ours, and we find ours in its.
 func toRoute(r Route, index int) *netlink.Route {
-	n := &netlink.Route{Dst: ipNet(r.Dst), LinkIndex: index, Protocol: unix.RTPROT_BOOT, Table: unix.RT_TABLE_MAIN}
+	n := &netlink.Route{Dst: rtnl.IPNet(r.Dst), LinkIndex: index, Protocol: unix.RTPROT_BOOT, Table: unix.RT_TABLE_MAIN}
 	if r.Gw.IsValid() {
 		n.Gw = r.Gw.AsSlice()
 	} else if r.Dst.Addr().Is4() {
@@ -177,7 +179,7 @@ func toRoute(r Route, index int) *netlink.Route {
 // same reports whether the kernel has a route as it is wanted.
 func same(have netlink.Route, want Route, index int) bool {
 	return have.Type == unix.RTN_UNICAST && len(have.MultiPath) == 0 && have.LinkIndex == index &&
-		have.Priority == metric(want.Dst) && have.Via == nil && toAddr(have.Gw) == want.Gw && have.Flags&int(netlink.FLAG_ONLINK) == onLink(want)
+		have.Priority == metric(want.Dst) && have.Via == nil && rtnl.Addr(have.Gw) == want.Gw && have.Flags&int(netlink.FLAG_ONLINK) == onLink(want)
 }
 
 func onLink(r Route) int {
@@ -189,7 +191,7 @@ func onLink(r Route) int {
 
 // identOf is what a route is known by.
 func identOf(r netlink.Route) routeIdent {
-	return routeIdent{toPrefix(r.Dst), toAddr(r.Gw), r.LinkIndex, r.Flags&int(netlink.FLAG_ONLINK) != 0}
+	return routeIdent{rtnl.Prefix(r.Dst), rtnl.Addr(r.Gw), r.LinkIndex, r.Flags&int(netlink.FLAG_ONLINK) != 0}
 }
 
 // ours reports whether a route is one that this backend or a predecessor has made:
@@ -199,7 +201,7 @@ func identOf(r netlink.Route) routeIdent {
 // whose gateway is a router to other things is no host's route to its subnet; nor is
 // one through the tunnel of a network inside this one.
 func (w *work) ours(r netlink.Route) bool {
-	dst, area := toPrefix(r.Dst), w.state.Area
+	dst, area := rtnl.Prefix(r.Dst), w.state.Area
 	if r.Type != unix.RTN_UNICAST || r.Priority != metric(dst) || len(r.MultiPath) > 0 {
 		return false
 	}
@@ -214,7 +216,7 @@ func (w *work) ours(r netlink.Route) bool {
 			return true
 		}
 	}
-	return r.Gw != nil && r.Protocol == unix.RTPROT_BOOT && area.subnet(dst) && !w.routers[toAddr(r.Gw)] && !w.othersTunnel(r.LinkIndex)
+	return r.Gw != nil && r.Protocol == unix.RTPROT_BOOT && area.subnet(dst) && !w.routers[rtnl.Addr(r.Gw)] && !w.othersTunnel(r.LinkIndex)
 }
 
 // othersTunnel reports whether a link is a tunnel with an address that is not in this
@@ -225,9 +227,9 @@ func (w *work) othersTunnel(index int) bool {
 		return others
 	}
 	if l, err := w.nl.LinkByIndex(index); err == nil && slices.Contains([]string{"vxlan", "ipip", "wireguard", "tuntap"}, l.Type()) {
-		list, _ := again(func() ([]netlink.Addr, error) { return w.nl.AddrList(l, netlink.FAMILY_ALL) })
+		list, _ := rtnl.Again(func() ([]netlink.Addr, error) { return w.nl.AddrList(l, netlink.FAMILY_ALL) })
 		for _, a := range list {
-			p := toPrefix(a.IPNet)
+			p := rtnl.Prefix(a.IPNet)
 			if p.Addr().IsLinkLocalUnicast() {
 				continue
 			}

@@ -9,9 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 )
 
 // thousand is the State of many peers, each with a neighbour, a forwarding entry and a
@@ -105,7 +107,7 @@ func busy(h *host, workers int, in6 string) (stop func() int) {
 				a4 := netip.AddrFrom4([4]byte{172, byte(16 + w), byte(i >> 8 & 0x3f), byte(i)})
 				a6 := netip.MustParseAddr(fmt.Sprintf("%s:%x:%x::1", in6, w+1, i&0x3ff))
 				for _, a := range []netip.Addr{a4, a6} {
-					r := &netlink.Route{Dst: ipNet(netip.PrefixFrom(a, a.BitLen())), LinkIndex: pod}
+					r := &netlink.Route{Dst: rtnl.IPNet(netip.PrefixFrom(a, a.BitLen())), LinkIndex: pod}
 					n := &netlink.Neigh{LinkIndex: pod, State: unix.NUD_PERMANENT, Family: family(a), IP: a.AsSlice(), HardwareAddr: []byte{2, 1, 0, 0, byte(i), byte(w)}}
 					_ = nl.RouteAdd(r)
 					_ = nl.NeighSet(n)
@@ -118,10 +120,10 @@ func busy(h *host, workers int, in6 string) (stop func() int) {
 				if i%1024 == 1023 { // not to fill the tables
 					for j := range 1024 {
 						a := netip.MustParseAddr(fmt.Sprintf("%s:%x:%x::1", in6, w+1, j))
-						_ = nl.RouteDel(&netlink.Route{Dst: ipNet(netip.PrefixFrom(a, 128)), LinkIndex: pod})
+						_ = nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(netip.PrefixFrom(a, 128)), LinkIndex: pod})
 						_ = nl.NeighDel(&netlink.Neigh{LinkIndex: pod, Family: unix.AF_INET6, IP: a.AsSlice()})
 						b := netip.AddrFrom4([4]byte{172, byte(16 + w), byte((i - j) >> 8 & 0x3f), byte(i - j)})
-						_ = nl.RouteDel(&netlink.Route{Dst: ipNet(netip.PrefixFrom(b, 32)), LinkIndex: pod})
+						_ = nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(netip.PrefixFrom(b, 32)), LinkIndex: pod})
 						_ = nl.NeighDel(&netlink.Neigh{LinkIndex: pod, Family: unix.AF_INET, IP: b.AsSlice()})
 					}
 				}
@@ -222,7 +224,7 @@ func TestDeletedAmongManyChanges(t *testing.T) {
 	stop := busy(h, 4, "fd99:0")
 	defer stop()
 	for i := range 5 {
-		_ = h.nl.RouteDel(&netlink.Route{Dst: ipNet(sub4(1)), Table: unix.RT_TABLE_MAIN})
+		_ = h.nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(sub4(1)), Table: unix.RT_TABLE_MAIN})
 		_ = h.nl.NeighDel(entry(h.link(vx).Attrs().Index, peerMAC(2), addr("192.0.2.3")))
 		t.Log(i, within(t, 4*time.Second, "back", func() bool { return len(missing(wanted(want), h.kernel())) == 0 }))
 	}

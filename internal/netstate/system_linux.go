@@ -3,13 +3,13 @@ package netstate
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
-	"github.com/flannelkit/flannelkit/internal/netwatch"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/netwatch"
 )
 
 // system is the kernel's side: a netlink socket to ask and change, and one that
@@ -130,17 +130,6 @@ func (s *system) Hop(to netip.Addr) (Hop, error) {
 	return h, nil
 }
 
-// again repeats a dump that was interrupted by changes, which happens all the time
-// while containers start. An incomplete dump would make us put back what is there.
-func again[T any](dump func() ([]T, error)) (list []T, err error) {
-	for range 20 {
-		if list, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return list, err
-		}
-	}
-	return list, err
-}
-
 // explain adds the remedy to errors of netlink that have one.
 func explain(err error) error {
 	switch {
@@ -152,30 +141,6 @@ func explain(err error) error {
 		return fmt.Errorf("%w (the link is down)", err)
 	}
 	return err
-}
-
-// ipNet is the form that netlink takes.
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// toPrefix is the zero Prefix where there is none.
-func toPrefix(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	a, _ := netip.AddrFromSlice(n.IP)
-	ones, bits := n.Mask.Size()
-	if bits == 32 {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, ones)
-}
-
-// toAddr is the zero Addr where there is none.
-func toAddr(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
 }
 
 // families are the netlink families that occur among addresses, IPv4 first.

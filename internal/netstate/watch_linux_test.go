@@ -5,9 +5,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/rtnl"
+	"github.com/flannelkit/flannelkit/internal/testlog"
 )
 
 // deeds are what somebody does by hand to what is a backend's.
@@ -26,24 +28,24 @@ func deeds() map[string]func(h *host) error {
 			return h.nl.LinkDel(h.link("other0"))
 		},
 		"address deleted": func(h *host) error {
-			return h.nl.AddrDel(h.link(vx), &netlink.Addr{IPNet: ipNet(pfx("10.244.0.0/32"))})
+			return h.nl.AddrDel(h.link(vx), &netlink.Addr{IPNet: rtnl.IPNet(pfx("10.244.0.0/32"))})
 		},
 		"address6 deleted": func(h *host) error {
-			return h.nl.AddrDel(h.link(vx), &netlink.Addr{IPNet: ipNet(pfx("fd00:244::/128"))})
+			return h.nl.AddrDel(h.link(vx), &netlink.Addr{IPNet: rtnl.IPNet(pfx("fd00:244::/128"))})
 		},
 		"route deleted": func(h *host) error {
-			return h.nl.RouteDel(&netlink.Route{Dst: ipNet(sub4(1)), LinkIndex: index(h)})
+			return h.nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(sub4(1)), LinkIndex: index(h)})
 		},
 		"route6 deleted": func(h *host) error {
-			return h.nl.RouteDel(&netlink.Route{Dst: ipNet(sub6(1)), LinkIndex: index(h)})
+			return h.nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(sub6(1)), LinkIndex: index(h)})
 		},
 		"route changed": func(h *host) error {
-			r := &netlink.Route{Dst: ipNet(sub4(1)), Protocol: unix.RTPROT_BOOT}
+			r := &netlink.Route{Dst: rtnl.IPNet(sub4(1)), Protocol: unix.RTPROT_BOOT}
 			h.by(ext, "192.0.2.99")(r)
 			return h.nl.RouteReplace(r)
 		},
 		"direct route deleted": func(h *host) error {
-			return h.nl.RouteDel(&netlink.Route{Dst: ipNet(sub4(9)), Gw: addr("192.0.2.9").AsSlice()})
+			return h.nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(sub4(9)), Gw: addr("192.0.2.9").AsSlice()})
 		},
 		"neighbour deleted": func(h *host) error {
 			return h.nl.NeighDel(&netlink.Neigh{LinkIndex: index(h), Family: unix.AF_INET, IP: sub4(1).Addr().AsSlice()})
@@ -58,7 +60,7 @@ func deeds() map[string]func(h *host) error {
 		"entry changed": func(h *host) error { return h.nl.NeighSet(entry(index(h), peerMAC(1), addr("192.0.2.88"))) },
 		"stray entry":   func(h *host) error { return h.nl.NeighSet(entry(index(h), peerMAC(50), addr("192.0.2.50"))) },
 		"stray route": func(h *host) error {
-			r := &netlink.Route{Dst: ipNet(sub4(50)), Protocol: unix.RTPROT_BOOT}
+			r := &netlink.Route{Dst: rtnl.IPNet(sub4(50)), Protocol: unix.RTPROT_BOOT}
 			h.by(ext, "192.0.2.50")(r)
 			return h.nl.RouteReplace(r)
 		},
@@ -192,8 +194,8 @@ func TestDeletingInALoop(t *testing.T) {
 	h.apply(k, want)
 	settle(t, k)
 	del := func() {
-		_ = h.nl.RouteDel(&netlink.Route{Dst: ipNet(sub4(1)), Table: unix.RT_TABLE_MAIN})
-		_ = h.nl.RouteDel(&netlink.Route{Dst: ipNet(sub4(2)), Table: unix.RT_TABLE_MAIN})
+		_ = h.nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(sub4(1)), Table: unix.RT_TABLE_MAIN})
+		_ = h.nl.RouteDel(&netlink.Route{Dst: rtnl.IPNet(sub4(2)), Table: unix.RT_TABLE_MAIN})
 		time.Sleep(3 * time.Millisecond)
 	}
 	for start := time.Now(); time.Since(start) < 3*time.Second; {
@@ -246,11 +248,11 @@ func TestOthersTrafficIsNoReasonToLook(t *testing.T) {
 			return h.nl.NeighSet(&netlink.Neigh{LinkIndex: h.link(ext).Attrs().Index, State: unix.NUD_REACHABLE, Family: unix.AF_INET, IP: ip.AsSlice(), HardwareAddr: []byte{2, 0, 0, 0, 1, byte(i)}})
 		},
 		"routes elsewhere": func(h *host, i int) error {
-			r := &netlink.Route{Dst: ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), 24)), LinkIndex: h.link("pod0").Attrs().Index, Scope: netlink.SCOPE_LINK}
+			r := &netlink.Route{Dst: rtnl.IPNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), 24)), LinkIndex: h.link("pod0").Attrs().Index, Scope: netlink.SCOPE_LINK}
 			return h.nl.RouteReplace(r)
 		},
 		"addresses elsewhere": func(h *host, i int) error {
-			return h.nl.AddrReplace(h.link("pod0"), &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, byte(i), 1}), 32))})
+			return h.nl.AddrReplace(h.link("pod0"), &netlink.Addr{IPNet: rtnl.IPNet(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, byte(i), 1}), 32))})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
