@@ -125,8 +125,8 @@ func linkEvent(m syscall.NetlinkMessage) Event {
 	}
 	e := Event{Link: int(binary.NativeEndian.Uint32(m.Data[4:]))}
 	for _, a := range attrs {
-		if a.Attr.Type == unix.IFLA_IFNAME {
-			e.Name = strings.TrimRight(string(a.Value), "\x00")
+		if a.kind == unix.IFLA_IFNAME {
+			e.Name = strings.TrimRight(string(a.value), "\x00")
 		}
 	}
 	return e
@@ -143,13 +143,13 @@ func routeEvent(m syscall.NetlinkMessage) Event {
 		e.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
 	for _, a := range attrs {
-		switch a.Attr.Type {
+		switch a.kind {
 		case unix.RTA_OIF:
-			if len(a.Value) == 4 {
-				e.Link = int(binary.NativeEndian.Uint32(a.Value))
+			if len(a.value) == 4 {
+				e.Link = int(binary.NativeEndian.Uint32(a.value))
 			}
 		case unix.RTA_DST:
-			addr, ok := netip.AddrFromSlice(a.Value)
+			addr, ok := netip.AddrFromSlice(a.value)
 			if !ok {
 				return Event{Lost: true}
 			}
@@ -159,12 +159,26 @@ func routeEvent(m syscall.NetlinkMessage) Event {
 	return e
 }
 
+// An attribute is a struct rtattr with its value.
+type attribute struct {
+	kind  uint16
+	value []byte
+}
+
 // attributes returns the attributes behind a message's header of that size, and whether
-// they can be read. (Package syscall does not look whether there is a whole header.)
-func attributes(m syscall.NetlinkMessage, header int) ([]syscall.NetlinkRouteAttr, bool) {
+// they can be read. (Package syscall's own function goes past the end of a message that
+// ends within a header, or without padding.)
+func attributes(m syscall.NetlinkMessage, header int) (all []attribute, ok bool) {
 	if len(m.Data) < header {
 		return nil, false
 	}
-	all, err := syscall.ParseNetlinkRouteAttr(&m)
-	return all, err == nil
+	for b := m.Data[header:]; len(b) >= unix.SizeofRtAttr; {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofRtAttr || n > len(b) {
+			return nil, false
+		}
+		all = append(all, attribute{binary.NativeEndian.Uint16(b[2:]), b[unix.SizeofRtAttr:n]})
+		b = b[min((n+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1), len(b)):]
+	}
+	return all, true
 }

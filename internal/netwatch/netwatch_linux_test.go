@@ -277,6 +277,7 @@ func FuzzEvent(f *testing.F) {
 	f.Add(message(unix.RTM_NEWROUTE, append(make([]byte, 12), 8, 0, unix.RTA_DST, 0, 10, 1, 1, 0)))
 	f.Add(message(unix.RTM_NEWLINK, append(make([]byte, 16), 8, 0, unix.IFLA_IFNAME, 0, 'a', '0', 0, 0)))
 	f.Add(append(message(unix.RTM_NEWADDR, make([]byte, 8)), message(unix.RTM_DELNEIGH, make([]byte, 12))...))
+	f.Add(append(make([]byte, 16), 10, 0, unix.IFLA_IFNAME, 0, 'e', 't', 'h', '0', 0, 0)) // without padding
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := 0
