@@ -320,7 +320,7 @@ func TestKernelPredecessor(t *testing.T) {
 	onlink("10.5.2.0/24", "192.0.2.2", device)
 	onlink("10.5.8.0/24", "192.0.2.8", device) // gone
 	onlink("10.5.9.0/24", "192.0.2.9", "eth0") // gone, and was routed directly
-	onlink("10.77.0.0/24", "192.0.2.9", "mine")
+	onlink("10.77.0.0/24", "192.0.2.19", "mine")
 	a.start()
 	must(t, a.sync(b))
 	a.wants(through(device, b))
