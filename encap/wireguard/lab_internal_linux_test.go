@@ -79,7 +79,7 @@ func needs(t *testing.T, impls ...Implementation) {
 	netlab.Require(t, netlab.NeedIPv6)
 	for _, impl := range impls {
 		switch impl {
-		case Userspace:
+		case Userspace, Auto: // which is that where the kernel has none
 			netlab.Require(t, netlab.NeedTUN)
 		case Kernel:
 			if err := kernelHas(t); errors.Is(err, unix.EOPNOTSUPP) {

@@ -114,7 +114,8 @@ func (w *work) routes() {
 func (w *work) route(want Route, have []netlink.Route) (rest []netlink.Route) {
 	index, err := w.linkIndex(want.Link)
 	if err != nil {
-		if !w.missing[want.Link] { // it is no single peer's trouble, and said once
+		own := slices.ContainsFunc(w.state.Links, func(l Link) bool { return l.Name == want.Link }) // link has told why
+		if !own && !w.missing[want.Link] {                                                          // it is no single peer's trouble, and said once
 			w.missing[want.Link] = true
 			w.fail(want, "", err)
 		}
