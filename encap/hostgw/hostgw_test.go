@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/internal/kernelbackend"
 	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/flannelkit/flannelkit/internal/peerset"
 	"github.com/flannelkit/flannelkit/lease"
-	"github.com/google/go-cmp/cmp"
 )
 
 var (

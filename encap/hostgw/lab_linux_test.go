@@ -1,23 +1,23 @@
 package hostgw
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/internal/echoes"
 	"github.com/flannelkit/flannelkit/internal/kernelbackend"
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/flannelkit/flannelkit/lease"
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
@@ -239,18 +239,6 @@ func (h *host) listen(at netip.Addr) *net.UDPConn {
 	return c
 }
 
-// echo answers datagrams until the socket is closed.
-func echo(c *net.UDPConn) {
-	buf := make([]byte, 2048)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			return
-		}
-		_, _ = c.WriteToUDPAddrPort(buf[:n], from)
-	}
-}
-
 // reaches exchanges datagrams between the containers of two hosts.
 func (h *host) reaches(o *host) {
 	h.t.Helper()
@@ -265,7 +253,7 @@ func (h *host) reaches(o *host) {
 func exchange(h, o *host, from, to netip.Addr) error {
 	h.t.Helper()
 	there := o.listen(to)
-	go echo(there)
+	go echoes.Serve(there)
 	defer there.Close()
 	here := h.listen(from)
 	defer here.Close()
@@ -283,71 +271,8 @@ func exchange(h, o *host, from, to netip.Addr) error {
 	return fmt.Errorf("no packet comes back from %v to %v", to, from)
 }
 
-// A stream sends numbered datagrams all the time, and counts those that come back. It
-// has so few under way that no buffer overflows on a busy machine.
-type stream struct {
-	stop       context.CancelFunc
-	done       chan error
-	here       *net.UDPConn
-	sent, back atomic.Int64
-}
-
 // startStream has datagrams go from a host's first container to another's and back.
-func startStream(h, o *host) *stream {
+func startStream(h, o *host) *echoes.Stream {
 	h.t.Helper()
-	there := o.listen(o.containers()[0])
-	go echo(there)
-	s := &stream{done: make(chan error, 1), here: h.listen(h.containers()[0])}
-	ctx, stop := context.WithCancel(h.t.Context())
-	s.stop = stop
-	go func() {
-		tick := time.NewTicker(500 * time.Microsecond)
-		defer tick.Stop()
-		for ctx.Err() == nil {
-			<-tick.C
-			if s.sent.Load()-s.back.Load() > 64 {
-				continue
-			}
-			if _, err := s.here.WriteTo(fmt.Appendf(nil, "%d", s.sent.Load()), there.LocalAddr()); err != nil {
-				s.done <- fmt.Errorf("datagram %d: %w", s.sent.Load(), err)
-				return
-			}
-			s.sent.Add(1)
-		}
-		s.done <- nil
-	}()
-	go func() {
-		seen, buf := map[string]bool{}, make([]byte, 64)
-		for {
-			n, err := s.here.Read(buf)
-			if err != nil {
-				return
-			}
-			seen[string(buf[:n])] = true
-			s.back.Store(int64(len(seen)))
-		}
-	}()
-	return s
-}
-
-// more waits until so many more datagrams have come back.
-func (s *stream) more(t *testing.T, n int64) {
-	t.Helper()
-	deadline := time.Now().Add(patience)
-	for goal := s.back.Load() + n; s.back.Load() < goal; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d datagrams sent, %d came back", s.sent.Load(), s.back.Load())
-		}
-	}
-}
-
-// end returns how many datagrams were sent, and how many did not come back.
-func (s *stream) end(t *testing.T) (sent, lost int64) {
-	t.Helper()
-	s.stop()
-	must(t, <-s.done)
-	for deadline := time.Now().Add(3 * time.Second); s.back.Load() < s.sent.Load() && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
-	return s.sent.Load(), s.sent.Load() - s.back.Load()
+	return echoes.Start(h.t.Context(), h.listen(h.containers()[0]), o.listen(o.containers()[0]))
 }

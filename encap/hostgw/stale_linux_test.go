@@ -3,8 +3,9 @@ package hostgw
 import (
 	"testing"
 
-	"github.com/flannelkit/flannelkit/lease"
 	"github.com/vishvananda/netlink"
+
+	"github.com/flannelkit/flannelkit/lease"
 )
 
 // TestStaleBehindFailure: a peer has moved to where no route can lead; the one to where it

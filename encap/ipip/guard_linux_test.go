@@ -11,11 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/flannelkit/flannelkit/lease"
-	"github.com/google/nftables"
-	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }

@@ -11,14 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/internal/kernelbackend"
 	"github.com/flannelkit/flannelkit/internal/netstate"
 	"github.com/flannelkit/flannelkit/internal/peerset"
 	"github.com/flannelkit/flannelkit/internal/testlog"
 	"github.com/flannelkit/flannelkit/lease"
-	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netlink"
 )
 
 var (

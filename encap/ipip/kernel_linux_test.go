@@ -9,11 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/internal/netlab"
-	"github.com/flannelkit/flannelkit/lease"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/lease"
 )
 
 // The tests in here need a kernel with ipip devices. In a machine without, package vm
@@ -376,15 +377,15 @@ func TestKernelRestart(t *testing.T) {
 	a.reaches(b)
 	s := startStream(a, b)
 	for range 5 {
-		s.more(t, 100)
+		s.More(t, 100)
 		a.restart(true)
-		s.more(t, 100)
+		s.More(t, 100)
 		must(t, a.sync(b, c))
 		if n := a.b.Stats().Writes; n != 0 {
 			t.Errorf("a restart made %d changes", n)
 		}
 	}
-	sent, lost := s.end(t)
+	sent, lost := s.End(t)
 	t.Logf("%d datagrams", sent)
 	if sent == 0 || lost > 0 {
 		t.Errorf("%d of %d datagrams lost over restarts", lost, sent)
