@@ -74,7 +74,7 @@ func (f File) vars() ([]variable, error) {
 			continue
 		}
 		host := p.subnet.Masked().Addr().Next()
-		if !p.is(p.subnet.Addr()) || !p.subnet.Contains(host) {
+		if !p.is(p.subnet.Addr()) || p.subnet.Bits() == 0 || !p.subnet.Contains(host) {
 			return nil, fmt.Errorf("%s is no subnet for FLANNEL_%sSUBNET", p.subnet, p.key)
 		}
 		if p.network.IsValid() {
@@ -163,6 +163,9 @@ func parseFamily(get map[string]string, key string, is func(netip.Addr) bool) (s
 	subnet, err = parsePrefix(value, is)
 	if err != nil {
 		return subnet, network, fmt.Errorf("%s %w", name, err)
+	}
+	if subnet.Bits() == 0 {
+		return subnet, network, fmt.Errorf("%s %q is all there is, not a host's part of it", name, value)
 	}
 	if host := subnet.Addr().Next(); !subnet.Contains(host) {
 		return subnet, network, fmt.Errorf("%s %q has no address for a host", name, value)

@@ -123,6 +123,7 @@ func TestParseRefuses(t *testing.T) {
 		strings.Replace(whole, "1450", "99999", 1):                `FLANNEL_MTU "99999"`,
 		strings.Replace(whole, "true", "yes", 1):                  `FLANNEL_IPMASQ "yes" is neither`,
 		whole + "FLANNEL_IPV6_SUBNET=10.9.0.0/24\n":               `FLANNEL_IPV6_SUBNET "10.9.0.0/24" is not`,
+		whole + "FLANNEL_IPV6_SUBNET=::/0\n":                      `FLANNEL_IPV6_SUBNET "::/0" is all there is`,
 	} {
 		f, err := subnetenv.Parse([]byte(text))
 		if err == nil || !strings.HasPrefix(err.Error(), "subnetenv: ") || !strings.Contains(err.Error(), want) {
