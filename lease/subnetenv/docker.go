@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -103,6 +104,35 @@ func (d Docker) options(flannel map[string]string) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
+// foreignBIP is an error if the environment already has a --bip of another subnet than
+// this host's.
+func (d Docker) foreignBIP(own netip.Prefix) error {
+	key := d.Key
+	if key == "" {
+		key = "DOCKER_OPTS"
+	}
+	for _, s := range d.Env {
+		name, value, _ := strings.Cut(s, "=")
+		if name != key && name != "DOCKER_OPT_BIP" {
+			continue
+		}
+		words := strings.Fields(strings.NewReplacer(`"`, " ", "'", " ").Replace(value))
+		for i, word := range words {
+			flag, bip, joined := strings.Cut(word, "=")
+			if flag != "--bip" && flag != "-bip" {
+				continue
+			}
+			if !joined && i+1 < len(words) {
+				bip = words[i+1]
+			}
+			if p, err := netip.ParsePrefix(bip); err != nil || !own.IsValid() || !inside(p, own) {
+				return fmt.Errorf("%s has --bip=%s, which is not of this host's subnet %s; nothing was written (take --bip out of it)", name, bip, own)
+			}
+		}
+	}
+	return nil
+}
+
 const dockerUsage = `usage: mk-docker-opts [-f FILE] [-d FILE] [-i] [-c] [-m] [-k NAME]
 
 Make options for the Docker daemon of what flannel says of the subnet.
@@ -122,11 +152,15 @@ const dockerPath = "/run/docker_opts.env"
 // os.Environ. No subnet.env is not an error: the options are empty then, but for what
 // env has.
 //
-// It returns 1 with a message on stderr for a wrong flag, for a file that can't be read
-// or written, for a FLANNEL_IPMASQ that is neither true nor false, and, after the file
-// was written, if this host's subnet is in its routing table by way of a gateway, so
-// that Docker would refuse it. The other file is written in one step, as Write does;
-// a device or pipe, such as /dev/stdout, is written to.
+// It returns 1 with a message on stderr, and writes nothing, for a wrong flag, for a
+// file that can't be read or written, and for a FLANNEL_IPMASQ that is neither true nor
+// false. Unlike the script, which makes what options it can, it does so too for a
+// subnet.env that Parse refuses, such as one that is half written, and if the
+// environment has a --bip that is not of this host's subnet: Docker would start with
+// addresses that are another host's. Last, it returns 1 after the file was written if
+// this host's subnet is in its routing table by way of a gateway, so that Docker would
+// refuse it. The other file is written in one step, as Write does; a device or pipe,
+// such as /dev/stdout, is written to.
 func MkDockerOpts(args, env []string, stderr io.Writer) int {
 	return mkDockerOpts(args, env, readRoutes, stderr)
 }
@@ -162,11 +196,18 @@ func (c dockerCommand) run(routes func() ([]byte, error)) error {
 		}
 	}
 	text, err := readFile(c.from)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case err == nil:
+		for _, v := range variables(text) {
+			flannel[v.name] = v.value
+		}
+		if f, err := parse(text); err != nil {
+			return fmt.Errorf("%s: %w; nothing was written (start flanneld, which writes it)", c.from, err)
+		} else if err := c.docker.foreignBIP(f.Subnet); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
-	}
-	for _, v := range variables(text) {
-		flannel[v.name] = v.value
 	}
 	out, err := c.docker.options(flannel)
 	if err != nil {

@@ -38,11 +38,12 @@ func dockerCases() map[string]struct {
 		"-m":            {sample, []string{"-m"}, nil, "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\nDOCKER_OPTS=\" --bip=10.1.74.1/24 --mtu=1472\"\n"},
 		"masquerading":  {"FLANNEL_NETWORK=10.2.0.0/16\nFLANNEL_SUBNET=10.2.37.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", []string{"-i"}, nil, masq},
 		"no such file":  {"-", nil, nil, "DOCKER_OPTS=\"\"\n"},
-		"empty file":    {"", nil, nil, "DOCKER_OPTS=\"\"\n"},
 		"no masquerade": {"FLANNEL_SUBNET=10.2.37.1/24\nFLANNEL_MTU=1450\n", []string{"-c"}, nil, "DOCKER_OPTS=\" --bip=10.2.37.1/24 --mtu=1450\"\n"},
 		"inherited":     {sample, []string{"-c"}, []string{"DOCKER_OPTS=--log-level=warn"}, "DOCKER_OPTS=\"--log-level=warn  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"},
 		"inherited by that key only": {sample, []string{"-c", "-k", "KEY"}, []string{"DOCKER_OPTS=--no", "KEY=--yes"},
 			"KEY=\"--yes  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"},
+		"our own again":     {sample, []string{"-i"}, []string{"DOCKER_OPTS=--bip=10.1.74.1/24", "DOCKER_OPT_BIP=--bip=10.1.74.1/24"}, each},
+		"bip of no account": {sample, []string{"-i"}, []string{"OPTIONS=--bip=172.17.0.1/16"}, each},
 		"other options": {sample, nil, []string{"DOCKER_OPT_AAA=--aaa", "DOCKER_OPT_MTU=--mtu=9", "DOCKER_OPT_CGROUP=--cgroup"},
 			"DOCKER_OPT_AAA=\"--aaa\"\nDOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_CGROUP=\"--cgroup\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n" +
 				"DOCKER_OPTS=\" --aaa --bip=10.1.74.1/24 --cgroup --ip-masq=true --mtu=1472\"\n"},
@@ -75,12 +76,22 @@ func TestMkDockerOpts(t *testing.T) {
 func TestMkDockerOptsFails(t *testing.T) {
 	dir := t.TempDir()
 	from, to := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "docker_opts.env")
+	env := []string{"A=-H fd:// --bip=172.17.0.1/16 -D", "B=--bip '172.17.0.1/16'", `C="--bip=10.1.74.1/16"`, "D=--bip"}
+	const foreign = "which is not of this host's subnet 10.1.74.0/24; nothing was written (take --bip out of it)\n"
 	for _, tc := range []struct {
 		name, file string
 		args       []string
 		want       string
 	}{
-		{"bad FLANNEL_IPMASQ", "FLANNEL_IPMASQ=yes\n", nil, `subnet.env: FLANNEL_IPMASQ "yes" is neither true nor false`},
+		{"bad FLANNEL_IPMASQ", strings.Replace(sample, "false", "yes", 1), nil, `subnet.env: FLANNEL_IPMASQ "yes" is neither true nor false`},
+		{"empty file", "", nil, "subnet.env: the file is empty"},
+		{"half a file", sample[:40], nil, "subnet.env: the file ends in the middle of a line (it was cut off); nothing was written (start flanneld, which writes it)\n"},
+		{"half of the lines", sample[:strings.Index(sample, "FLANNEL_MTU")], nil, "subnet.env: FLANNEL_MTU is missing (the file may have been cut off)"},
+		{"no subnet", "FLANNEL_MTU=1450\n", nil, "subnet.env: FLANNEL_SUBNET is missing"},
+		{"foreign --bip", sample, []string{"-kA"}, "A has --bip=172.17.0.1/16, " + foreign},
+		{"foreign --bip apart", sample, []string{"-kB"}, "B has --bip=172.17.0.1/16, " + foreign},
+		{"wider --bip", sample, []string{"-kC"}, "C has --bip=10.1.74.1/16, " + foreign},
+		{"--bip of nothing", sample, []string{"-kD"}, "D has --bip=, " + foreign},
 		{"unknown flag", sample, []string{"-x"}, "there is no flag -x\nusage: "},
 		{"no argument", sample, []string{"-k"}, "-k wants an argument\nusage: "},
 		{"help", sample, []string{"-h"}, "usage: mk-docker-opts"},
@@ -92,7 +103,7 @@ func TestMkDockerOptsFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		var stderr bytes.Buffer
-		code := subnetenv.MkDockerOpts(append([]string{"-f", from, "-d", to}, tc.args...), nil, &stderr)
+		code := subnetenv.MkDockerOpts(append([]string{"-f", from, "-d", to}, tc.args...), env, &stderr)
 		if code != 1 || !strings.Contains(stderr.String(), tc.want) {
 			t.Errorf("%s: exit code %d, want 1 and %q:\n%s", tc.name, code, tc.want, stderr.Bytes())
 		}
