@@ -62,8 +62,10 @@ func network(srv *etcdtest.Server, cfg Config) leasetest.Network {
 }
 
 func TestContract(t *testing.T) {
+	t.Parallel()
 	for name, cfg := range map[string]etcdtest.Config{"plain": {}, "TLS": {TLS: etcdtest.MutualTLS}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			if cfg.TLS != etcdtest.NoTLS && testing.Short() {
 				t.Skip("the suite runs on a plain server")
 			}

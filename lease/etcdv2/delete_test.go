@@ -168,6 +168,7 @@ func TestDeleteAndOthers(t *testing.T) {
 // TestDeleteCancelled: the end of a context, or of the store, ends the waiting, and the
 // entry ends too.
 func TestDeleteCancelled(t *testing.T) {
+	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.Config{})
 	for _, end := range []string{"cancel", "deadline", "close"} {
 		s, err := New(config(srv, ""))
@@ -273,6 +274,7 @@ func TestDeleteOfMany(t *testing.T) {
 
 // TestDeleteAndServers: one that ends, or stops, while Delete waits.
 func TestDeleteAndServers(t *testing.T) {
+	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.Config{})
 	cfg := config(srv, "")
 	cfg.RequestTimeout = 3 * time.Second

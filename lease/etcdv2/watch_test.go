@@ -56,6 +56,7 @@ func TestWatchResumes(t *testing.T) {
 // TestWatchFailsOver: with two servers the watch goes on, through everything that can
 // happen to one of them.
 func TestWatchFailsOver(t *testing.T) {
+	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.Config{})
 	one, two := newGate(t, srv), newGate(t, srv)
 	s := brisk(open(t, Config{Endpoints: []string{one.endpoint, two.endpoint}}))
@@ -143,6 +144,7 @@ func TestWatchHistory(t *testing.T) {
 // TestWatchRemovals: whoever removes the whole directory, or what it is in, removes all
 // entries, and that the watch must not miss, whether it is polling or comes back.
 func TestWatchRemovals(t *testing.T) {
+	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.Config{})
 	s := brisk(open(t, config(srv, "")))
 	for _, dir := range []string{"/coreos.com", DefaultPrefix, DefaultPrefix + "/subnets", DefaultPrefix + "/subnets/deep"} {

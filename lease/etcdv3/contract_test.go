@@ -51,6 +51,7 @@ func network(srv *etcdtest.Server, cfg Config) leasetest.Network {
 // TestContract also runs on a server with a certificate for everybody, a password for
 // everybody, and little else in common with a test server.
 func TestContract(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		cfg  etcdtest.Config
@@ -60,6 +61,7 @@ func TestContract(t *testing.T) {
 		{name: "secured", cfg: etcdtest.Config{TLS: etcdtest.MutualTLS, Auth: true}, user: "flannel"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			if c.user != "" && testing.Short() {
 				t.Skip("the suite has run on a plain server")
 			}

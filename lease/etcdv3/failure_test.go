@@ -76,6 +76,7 @@ func (f failing) check(t *testing.T, err error) {
 
 // TestUnreachable: nobody is there, or nobody that speaks.
 func TestUnreachable(t *testing.T) {
+	t.Parallel()
 	free := func() string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		check(t, err)
@@ -132,6 +133,7 @@ func TestForeign(t *testing.T) {
 
 // TestCertificates: bad ones, on either side, and none.
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	plain := etcdtest.Start(t, etcdtest.Config{NoV2: true})
 	tls := etcdtest.Start(t, etcdtest.Config{NoV2: true, TLS: etcdtest.ServerTLS})
 	mutual := etcdtest.Start(t, etcdtest.Config{NoV2: true, TLS: etcdtest.MutualTLS})

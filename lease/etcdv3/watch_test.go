@@ -57,6 +57,7 @@ func TestWatchRestart(t *testing.T) {
 // revisions, and names its latest one each time. And what happens at one revision is
 // one batch.
 func TestWatchBacklog(t *testing.T) {
+	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.Config{NoV2: true})
 	s := open(t, config(srv, "/backlog"))
 	l, err := s.List(background(t))
@@ -173,6 +174,7 @@ func TestWatchOldServer(t *testing.T) {
 
 // TestWatchReplaced: a store that is not the one that was there, although it looks so.
 func TestWatchReplaced(t *testing.T) {
+	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.Config{NoV2: true})
 	s := open(t, config(srv, "/replaced"))
 	fill := func(n int) (last lease.Entry) {

@@ -119,15 +119,17 @@ type subtest struct {
 // Run runs the suite, with a subtest for each part of the contract. It takes some
 // twenty seconds with a real server, most of which is waiting for entries to
 // expire, and half a minute more where the harness can pause the server (not with
-// -short).
+// -short). Several runs, and other tests, may go on in parallel, each with a server of
+// its own.
 func Run(t *testing.T, h Harness) {
-	before := goroutines()
-	for _, s := range subtests() {
-		t.Run(s.name, func(t *testing.T) {
-			n := h.New(t)
-			n.patience = cmp.Or(h.Patience, patience)
-			s.run(t, n)
-		})
-	}
-	checkLeaks(t, before, h)
+	labelled(t, func() {
+		for _, s := range subtests() {
+			t.Run(s.name, func(t *testing.T) {
+				n := h.New(t)
+				n.patience = cmp.Or(h.Patience, patience)
+				s.run(t, n)
+			})
+		}
+	})
+	checkLeaks(t, h)
 }
