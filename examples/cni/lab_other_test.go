@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// enterMachine is for Linux.
+func enterMachine() {}
