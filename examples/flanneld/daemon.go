@@ -13,6 +13,7 @@ import (
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/flannelkit/flannelkit/encap/masq"
 	"github.com/flannelkit/flannelkit/lease"
 	"github.com/flannelkit/flannelkit/lease/subnetenv"
 )
@@ -42,11 +43,13 @@ type daemon struct {
 	o      *options
 	log    *slog.Logger
 	notify *notifier
-	status *status
+	health *health
 	file   *subnetFile
 	net    keeper // of rules and routes
 	change chan struct{}
 	node   atomic.Pointer[node]
+	began  time.Time
+	past   history
 
 	ending chan struct{}         // closed when the node has ended by itself
 	lost   atomic.Pointer[error] // why
@@ -63,17 +66,18 @@ type daemon struct {
 }
 
 // A keeper keeps something in place until ctx ends, calls made when there is news, and
-// tells what is amiss. state does not wait.
+// tells what is amiss. state and status do not wait.
 type keeper interface {
 	keep(ctx context.Context, n node, made func())
 	state() error
+	status() masq.Status
 }
 
 func newDaemon(o *options, log *slog.Logger, clean func(string) string) *daemon {
 	d := &daemon{
-		o: o, log: log, status: newStatus(), change: make(chan struct{}, 1), ending: make(chan struct{}),
+		o: o, log: log, health: newHealth(), change: make(chan struct{}, 1), ending: make(chan struct{}),
 		file: newSubnetFile(o.subnetFile, log), net: newHostNetwork(o, log),
-		notify: newNotifier(clean, log), open: candidates,
+		notify: newNotifier(clean, log), began: time.Now(), open: candidates,
 	}
 	d.joiner = d.join
 	return d
@@ -91,13 +95,14 @@ func (d *daemon) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	endServer, err := serve(ctx, d.o, handler(d.status, newRegistry(d.source()), d.notify.clean), d.log)
+	endServer, err := serve(ctx, d.o, handler(d.health, newRegistry(d.source()), d.notify.clean), d.log)
 	if err != nil {
 		closeStores(stores)
 		return err
 	}
 	defer endServer()
-	defer startWatchdog(d.notify, d.status.healthy, d.log)()
+	defer d.answerStatus()()
+	defer startWatchdog(d.notify, d.health.healthy, d.log)()
 
 	// Apart from this goroutine, which ends in time even when something is stuck.
 	ended := make(chan error, 1)
@@ -109,7 +114,7 @@ func (d *daemon) run(ctx context.Context) error {
 	case <-ctx.Done():
 		d.notify.send(systemd.SdNotifyStopping)
 		d.notify.status("ending")
-		d.status.finish(errors.New("the daemon ends"))
+		d.health.finish(errors.New("the daemon ends"))
 		err = d.await(ended)
 	}
 	if ctx.Err() != nil {
@@ -146,14 +151,14 @@ func (d *daemon) live(ctx context.Context, stores []candidate) error {
 	d.log.Info("flanneld starts", "version", version(), "etcd", d.o.endpoints, "prefix", d.o.prefix)
 	d.notify.status("looking for the network's configuration in etcd")
 	store, err := choose(ctx, stores, d.log, func(why error) {
-		d.status.waiting(fmt.Errorf("waiting for etcd: %w", why))
+		d.health.waiting(fmt.Errorf("waiting for etcd: %w", why))
 		d.notify.status("waiting for etcd: " + why.Error())
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = store.Close() }() // the leases stay, and nothing is under way
-	d.status.waiting(errors.New("joining the network"))
+	d.health.waiting(errors.New("joining the network"))
 	d.notify.status("joining the network")
 	n, err := d.joiner(ctx, store)
 	if err != nil {
@@ -176,7 +181,7 @@ func (d *daemon) serveNode(ctx context.Context, n node) error {
 	case <-ctx.Done():
 	case <-n.Done():
 		err = lostErr(n)
-		d.status.finish(err)
+		d.health.finish(err)
 		d.lost.Store(&err)
 		close(d.ending) // run does not wait for us for ever
 	}
@@ -203,7 +208,7 @@ func (d *daemon) poke() {
 
 // source is what the metrics are read from.
 func (d *daemon) source() gauged {
-	return gauged{status: d.status, file: d.file, node: func() node {
+	return gauged{health: d.health, file: d.file, node: func() node {
 		if n := d.node.Load(); n != nil {
 			return *n
 		}

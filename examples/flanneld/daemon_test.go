@@ -18,7 +18,7 @@ import (
 
 // readiness asks a running daemon.
 func (r *running) readiness() (code int, body string) {
-	return get(handler(r.daemon.status, newRegistry(r.source()), asIs), "GET", "/readyz")
+	return get(handler(r.daemon.health, newRegistry(r.source()), asIs), "GET", "/readyz")
 }
 
 func (r *running) isReady() bool { code, _ := r.readiness(); return code == 200 }
@@ -143,14 +143,14 @@ func TestNodeEnds(t *testing.T) {
 
 // TestJoinFails: what waiting does not mend ends the daemon.
 func TestJoinFails(t *testing.T) {
-	r := &running{daemon: newDaemon(parse(t, nil), discardLog(), same), store: new(fakeStore)}
+	r := &running{daemon: newDaemon(parse(t, nil, "-status-socket=none"), discardLog(), same), store: new(fakeStore)}
 	r.open = func(*options, *slog.Logger) ([]candidate, error) { return []candidate{{"3", r.store}}, nil }
 	sorry := errors.New("no interface")
 	r.joiner = func(context.Context, lease.Store) (node, error) { return nil, sorry }
 	if err := r.run(t.Context()); !errors.Is(err, sorry) || !r.store.isClosed() {
 		t.Errorf("run = %v, want %v, and the store closed", err, sorry)
 	}
-	r = &running{daemon: newDaemon(parse(t, nil), discardLog(), same)}
+	r = &running{daemon: newDaemon(parse(t, nil, "-status-socket=none"), discardLog(), same)}
 	r.open = func(*options, *slog.Logger) ([]candidate, error) { return nil, sorry }
 	if err := r.run(t.Context()); !errors.Is(err, sorry) {
 		t.Errorf("run = %v, want %v", err, sorry)
@@ -169,13 +169,13 @@ func TestEndsInTimeWhenStuck(t *testing.T) {
 	})
 	eventually(t, "joined", r.log.has("joined"))
 	c := &clock{time.Now()}
-	r.daemon.status.set(report{}) // what the loop would have said before it got stuck
-	r.daemon.status.now = c.now
-	if err := r.daemon.status.healthy(); err != nil {
+	r.daemon.health.set(look{}) // what the loop would have said before it got stuck
+	r.daemon.health.now = c.now
+	if err := r.daemon.health.healthy(); err != nil {
 		t.Errorf("unhealthy too early: %v", err)
 	}
 	c.t = c.t.Add(2 * turnLimit)
-	if err := r.daemon.status.healthy(); err == nil {
+	if err := r.daemon.health.healthy(); err == nil {
 		t.Error("healthy although the loop is stuck")
 	}
 	r.stop()
@@ -190,7 +190,7 @@ func TestEndsInTimeWhenStuck(t *testing.T) {
 // TestEndsWhileWaiting: SIGTERM while etcd is dead.
 func TestEndsWhileWaiting(t *testing.T) {
 	m := listenAsManager(t)
-	r := &running{daemon: newDaemon(parse(t, nil), discardLog(), same), store: new(fakeStore), ended: make(chan error, 1)}
+	r := &running{daemon: newDaemon(parse(t, nil, "-status-socket=none"), discardLog(), same), store: new(fakeStore), ended: make(chan error, 1)}
 	r.store.set(errors.New("http://192.0.2.1:2379: connection refused"))
 	r.open = func(*options, *slog.Logger) ([]candidate, error) { return []candidate{{"3", r.store}}, nil }
 	ctx, cancel := context.WithCancel(t.Context())
@@ -199,7 +199,7 @@ func TestEndsWhileWaiting(t *testing.T) {
 	if code, body := r.readiness(); code != 503 || !strings.Contains(body, "192.0.2.1:2379") {
 		t.Errorf("/readyz = %d %q", code, body)
 	}
-	if err := r.daemon.status.healthy(); err != nil {
+	if err := r.daemon.health.healthy(); err != nil {
 		t.Errorf("waiting for etcd is not unhealthy: %v", err)
 	}
 	cancel()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flannelkit/flannelkit/encap/backend"
+	"github.com/flannelkit/flannelkit/encap/masq"
 	"github.com/flannelkit/flannelkit/lease"
 )
 
@@ -71,6 +72,7 @@ type fakeNode struct {
 	readyErr error
 	mtu      int
 	stats    nodeStats
+	peers    []lease.Lease
 	err      error
 	closes   int
 
@@ -112,6 +114,12 @@ func (n *fakeNode) Host() backend.Host {
 	return backend.Host{Link: "eth0", Public4: netip.MustParseAddr("192.0.2.1")}
 }
 func (n *fakeNode) Done() <-chan struct{} { return n.done }
+
+func (n *fakeNode) Peers() []lease.Lease {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.peers
+}
 
 func (n *fakeNode) MTU() int {
 	n.mu.Lock()
@@ -182,8 +190,9 @@ func (s *fakeStore) isClosed() bool {
 
 // fakeKeeper keeps nothing and says what the test says.
 type fakeKeeper struct {
-	mu  sync.Mutex
-	err error
+	mu   sync.Mutex
+	err  error
+	kept masq.Status
 }
 
 func (k *fakeKeeper) keep(ctx context.Context, _ node, made func()) { made(); <-ctx.Done() }
@@ -192,6 +201,12 @@ func (k *fakeKeeper) state() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.err
+}
+
+func (k *fakeKeeper) status() masq.Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kept
 }
 
 func (k *fakeKeeper) set(err error) {

@@ -87,6 +87,16 @@ func (h *hostNetwork) state() error {
 	return s.Err
 }
 
+// status returns what is known of the rules.
+func (h *hostNetwork) status() (s masq.Status) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rules == nil {
+		return s
+	}
+	return h.rules.Status()
+}
+
 func (h *hostNetwork) set(change func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 
 // handler serves what tells others how the daemon is. No answer waits for the daemon
 // or the network. clean takes secrets out of what others may read.
-func handler(s *status, metrics prometheus.Gatherer, clean func(string) string) http.Handler {
+func handler(s *health, metrics prometheus.Gatherer, clean func(string) string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := s.healthy(); err != nil {

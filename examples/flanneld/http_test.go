@@ -26,7 +26,7 @@ func get(h http.Handler, method, path string) (code int, body string) {
 
 func TestHealthAndReadiness(t *testing.T) {
 	c := &clock{time.Unix(1000, 0)}
-	s := newStatus()
+	s := newHealth()
 	s.now = c.now
 	h := handler(s, prometheus.NewRegistry(), asIs)
 	good := []check{{"node", nil}, {"rules", nil}, {"subnet-file", nil}}
@@ -40,14 +40,14 @@ func TestHealthAndReadiness(t *testing.T) {
 		{"at the start", func() {}, 200, 503, "daemon: ok\nnode: starting\n"},
 		{"without etcd", func() { s.waiting(errors.New("waiting for etcd:\nrefused")) }, 200, 503, "daemon: ok\nnode: waiting for etcd:; refused\n"},
 		{"waiting for hours", func() { c.t = c.t.Add(5 * time.Hour) }, 200, 503, "daemon: ok\nnode: waiting for etcd:; refused\n"},
-		{"all well", func() { s.set(report{checks: good}) }, 200, 200, "daemon: ok\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
+		{"all well", func() { s.set(look{checks: good}) }, 200, 200, "daemon: ok\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
 		{"a look is late", func() { c.t = c.t.Add(turnLimit) }, 200, 200, "daemon: ok\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
 		{"the loop is stuck", func() { c.t = c.t.Add(time.Second) }, 503, 503, "daemon: the daemon's loop has been stuck since " + time.Unix(1000, 0).Add(5*time.Hour).Format(time.RFC3339) + " (restart it)\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
-		{"it goes on", func() { s.set(report{checks: good}) }, 200, 200, "daemon: ok\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
-		{"the file is gone", func() { s.set(report{checks: []check{{"node", nil}, {"subnet-file", errors.New("gone")}}}) }, 200, 503, "daemon: ok\nnode: ok\nsubnet-file: gone\n"},
-		{"the node is stuck", func() { s.set(report{checks: good, stuck: errors.New("stuck")}) }, 503, 503, "daemon: stuck\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
+		{"it goes on", func() { s.set(look{checks: good}) }, 200, 200, "daemon: ok\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
+		{"the file is gone", func() { s.set(look{checks: []check{{"node", nil}, {"subnet-file", errors.New("gone")}}}) }, 200, 503, "daemon: ok\nnode: ok\nsubnet-file: gone\n"},
+		{"the node is stuck", func() { s.set(look{checks: good, stuck: errors.New("stuck")}) }, 503, 503, "daemon: stuck\nnode: ok\nrules: ok\nsubnet-file: ok\n"},
 		{"the end", func() { s.finish(errors.New("the daemon ends")) }, 200, 503, "daemon: ok\nnode: the daemon ends\n"},
-		{"after the end", func() { s.set(report{checks: good}) }, 200, 503, "daemon: ok\nnode: the daemon ends\n"},
+		{"after the end", func() { s.set(look{checks: good}) }, 200, 503, "daemon: ok\nnode: the daemon ends\n"},
 	} {
 		step.do()
 		if code, body := get(h, "GET", "/healthz"); code != step.health || code == 200 && body != "flanneld is running\n" {
@@ -61,7 +61,7 @@ func TestHealthAndReadiness(t *testing.T) {
 }
 
 func TestOtherRequests(t *testing.T) {
-	h := handler(newStatus(), prometheus.NewRegistry(), asIs)
+	h := handler(newHealth(), prometheus.NewRegistry(), asIs)
 	for _, c := range []struct {
 		method, path string
 		code         int
@@ -85,7 +85,7 @@ func TestServe(t *testing.T) {
 		t.Errorf("a port that is taken: error %v, want one that names the flag", err)
 	}
 	l.Close()
-	h := handler(newStatus(), prometheus.NewRegistry(), asIs)
+	h := handler(newHealth(), prometheus.NewRegistry(), asIs)
 	stop, err := serve(t.Context(), o, h, discardLog())
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 
 // A gauged is what the metrics are read from.
 type gauged struct {
-	status *status
+	health *health
 	node   func() node // nil before it has joined
 	file   *subnetFile
 }
@@ -158,9 +158,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	put := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, kind, v, labels...)
 	}
-	put(c.healthy, prometheus.GaugeValue, truth(c.from.status.healthy() == nil))
-	put(c.ready, prometheus.GaugeValue, truth(c.from.status.ready() == nil))
-	for _, k := range c.from.status.checks() {
+	put(c.healthy, prometheus.GaugeValue, truth(c.from.health.healthy() == nil))
+	put(c.ready, prometheus.GaugeValue, truth(c.from.health.ready() == nil))
+	for _, k := range c.from.health.checks() {
 		put(c.check, prometheus.GaugeValue, truth(k.err == nil), k.name)
 	}
 	written, failed := c.from.file.counts()

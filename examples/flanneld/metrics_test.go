@@ -36,7 +36,7 @@ func scrape(t *testing.T, n node) (text string, d *daemon) {
 	if n != nil {
 		d.node.Store(&n)
 	}
-	d.status.set(report{checks: []check{{"node", nil}, {"rules", errors.New("none")}}})
+	d.health.set(look{checks: []check{{"node", nil}, {"rules", errors.New("none")}}})
 	reg := newRegistry(d.source())
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil {
@@ -45,7 +45,7 @@ func scrape(t *testing.T, n node) (text string, d *daemon) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	code, text := get(handler(d.status, reg, asIs), "GET", "/metrics")
+	code, text := get(handler(d.health, reg, asIs), "GET", "/metrics")
 	if code != 200 {
 		t.Fatalf("/metrics = %d %s", code, text)
 	}

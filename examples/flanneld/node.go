@@ -23,6 +23,7 @@ type node interface {
 	Lease() lease.Lease
 	MTU() int
 	Host() backend.Host
+	Peers() []lease.Lease
 	Stats() nodeStats
 	Ready() error
 	Done() <-chan struct{}

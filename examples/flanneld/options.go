@@ -41,6 +41,8 @@ type options struct {
 	subnetFile  string
 	renewMargin int // minutes
 
+	statusSocket string // none for none; check fills it in
+
 	keepDevice   bool
 	anySource    bool
 	txChecksum   string // a key of checksums
@@ -234,6 +236,7 @@ func (o *options) checkRest() error {
 	if o.subnetFile == "" {
 		return fmt.Errorf("%s: no file name (the default is %s)", o.given("subnet-file"), defaultSubnetFile)
 	}
+	o.statusSocket = socketOf(o.statusSocket, o.subnetFile)
 	if o.logFormat != "text" && o.logFormat != "json" {
 		return fmt.Errorf("%s: %q is neither text nor json", o.given("log-format"), o.logFormat)
 	}

@@ -41,7 +41,7 @@ func samples() map[string][2]string {
 		"vxlan-tx-checksum": same("off"), "wireguard-key-file": same("/etc/wg.key"), "allow-extension": same("false"),
 		"ip-masq": same("true"), "ip-masq-fully-random-disable": same("true"), "iptables-forward-rules": same("false"),
 		"iptables-resync": same("60"), "ip-blackhole-route": same("true"), "cleanup-on-exit": same("true"),
-		"healthz-ip": same("::1"), "healthz-port": same("8080"), "v": same("4"), "log-format": same("json"),
+		"status-socket": same("none"), "healthz-ip": same("::1"), "healthz-port": same("8080"), "v": same("4"), "log-format": same("json"),
 		"logtostderr": same("false"), "alsologtostderr": same("true"), "log_dir": same("/var/log"),
 		"stderrthreshold": same("ERROR"), "vmodule": same("udp=4"), "log_backtrace_at": same("main.go:7"),
 		"version": same("true"), "help": same("true"),

@@ -21,30 +21,19 @@ const (
 )
 
 // run is main with everything it touches as a parameter, and an exit status. A
-// command comes before the flags; without one it is the daemon.
+// command of commandTable comes before the flags; without one it is the daemon.
 func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
 	r := newRedactor(stderr)
-	command := ""
+	name := ""
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		command, args = args[0], args[1:]
+		name, args = args[0], args[1:]
 	}
-	var err error
-	switch command {
-	case "":
-		err = runDaemon(ctx, args, env, stdout, r)
-	case "cleanup":
-		err = runCleanup(ctx, args, env, stdout, r)
-	case "mk-docker-opts":
-		return subnetenv.MkDockerOpts(args, env, r)
-	case "version":
-		fmt.Fprintln(r, version())
-	case "help":
-		usage(stdout)
-	default:
-		err = fmt.Errorf("unknown command %q (flanneld help lists them)", command)
-	}
+	c, err := findCommand(name)
 	if err == nil {
-		return exitOK
+		var code int
+		if code, err = c.run(ctx, invocation{args, env, stdout, r}); err == nil {
+			return code
+		}
 	}
 	if logged := (*loggedError)(nil); !errors.As(err, &logged) {
 		fmt.Fprintln(r, "flanneld: "+oneLine(err))
@@ -113,6 +102,9 @@ func runCleanup(ctx context.Context, args, env []string, stdout io.Writer, r *re
 		}
 		return giveBack(ctx, o, log, was.Key())
 	})
+	if err == nil {
+		err = cleanSocket(o, log)
+	}
 	if err != nil {
 		return fatal(log, err)
 	}

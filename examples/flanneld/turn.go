@@ -8,6 +8,7 @@ import (
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/flannelkit/flannelkit/examples/flanneld/internal/report"
 )
 
 // watch looks at everything, every second and when the node has changed, until ctx
@@ -38,21 +39,23 @@ func (d *daemon) turn(n node) {
 	rulesErr := d.net.state()
 	// Whoever sees the file starts containers, so the rules come first. Where they
 	// can't be had the file comes all the same, as flannel's does.
-	fileErr := errors.New("it waits for the rules")
+	fileErr := errors.New(report.WaitsForRules)
 	if d.fileDue = d.fileDue || !errors.Is(rulesErr, errNotYet); d.fileDue {
 		fileErr = d.file.keep(n, d.o.ipMasq)
 	}
-	now := report{
+	stats := n.Stats()
+	d.past.note(stats, time.Now())
+	now := look{
 		checks: []check{{"node", nodeErr}, {"rules", rulesErr}, {"subnet-file", fileErr}},
-		stuck:  d.pulse.check(n.Stats(), time.Now()),
+		stuck:  d.pulse.check(stats, time.Now()),
 	}
-	d.status.set(now)
+	d.health.set(now)
 	d.tell(n, now)
 }
 
 // tell the service manager and the log what has changed.
-func (d *daemon) tell(n node, now report) {
-	err := d.status.ready()
+func (d *daemon) tell(n node, now look) {
+	err := d.health.ready()
 	if !d.ready && d.started() == nil {
 		d.ready = true
 		d.notify.send(systemd.SdNotifyReady)
@@ -81,5 +84,5 @@ func (d *daemon) tell(n node, now report) {
 // and the subnet file is there. Rules that can't be had are no reason to keep them
 // waiting for ever, and a service manager from giving up on us: /readyz tells of them.
 func (d *daemon) started() error {
-	return notReady(slices.DeleteFunc(d.status.checks(), func(c check) bool { return c.name == "rules" }))
+	return notReady(slices.DeleteFunc(d.health.checks(), func(c check) bool { return c.name == "rules" }))
 }

@@ -14,13 +14,15 @@ func usage(w io.Writer) {
 	fmt.Fprint(w, `flanneld: gives this host a subnet of the overlay network and carries packets to the others
 
 Usage:
-  flanneld [flags]                    run until SIGTERM
-  flanneld cleanup [flags]            remove device, rules, routes and subnet file of a daemon that has ended;
-                                      -release also gives the subnet back
-  flanneld mk-docker-opts [flags]     make Docker's options of the subnet file (-h lists its flags)
-  flanneld version                    print the version
-  flanneld help                       print this
-
+`)
+	for _, c := range commandTable() {
+		indent := fmt.Sprintf("  %-36s", strings.Join(strings.Fields("flanneld "+c.name+" "+c.args), " "))
+		for line := range strings.SplitSeq(c.help, "\n") {
+			fmt.Fprintln(w, indent+line)
+			indent = strings.Repeat(" ", len(indent))
+		}
+	}
+	fmt.Fprint(w, `
 The network's configuration is a key in etcd, and may come later than the daemon:
   etcdctl set /coreos.com/network/config '{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}'    (etcd API 2)
   etcdctl put /coreos.com/network/config '{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}'    (etcd API 3)

@@ -15,6 +15,8 @@ import (
 
 // A Report is the state of flanneld on one host.
 type Report struct {
+	// Made is when this was seen; by the daemon if there is one.
+	Made time.Time `json:"made"`
 	// OK: nothing is wrong. It is the exit status of flanneld status.
 	OK bool `json:"ok"`
 	// Problems is what is wrong or looks wrong, the worst first.
@@ -30,6 +32,9 @@ type Report struct {
 	// Peers are the other hosts, in the order of their subnets; nil while they are not
 	// known.
 	Peers []Peer `json:"peers,omitempty"`
+	// Unserved says to which peers packets can't flow, and why, one line for each. The
+	// daemon tries on.
+	Unserved []string `json:"unserved,omitempty"`
 	// Rules are those of the packet filter.
 	Rules *Rules `json:"rules,omitempty"`
 	// Store is how the daemon and etcd get on.
@@ -111,7 +116,12 @@ type Lease struct {
 	// PublicIP and PublicIPv6 are where the peers reach this host.
 	PublicIP   netip.Addr `json:"publicIP,omitzero"`
 	PublicIPv6 netip.Addr `json:"publicIPv6,omitzero"`
-	// Expires is when the lease ends unless it is renewed; zero for a reservation.
+	// Backend is the type that the lease tells the peers, empty for udp, alloc and the
+	// clouds.
+	Backend string `json:"backend,omitempty"`
+	// Renews is when the lease is to be renewed, Expires when it ends unless it is;
+	// zero for a reservation.
+	Renews  time.Time `json:"renews,omitzero"`
 	Expires time.Time `json:"expires,omitzero"`
 	// MTU is that of containers.
 	MTU int `json:"mtu"`
@@ -166,9 +176,9 @@ type Rules struct {
 	Tool string `json:"tool,omitempty"`
 	// Verified is when they were last seen to be right.
 	Verified time.Time `json:"verified,omitzero"`
-	// Error is why they are not; Warning what may keep them from working.
-	Error   string `json:"error,omitempty"`
-	Warning string `json:"warning,omitempty"`
+	// Error is why they are not; Warnings say what may keep them from working.
+	Error    string   `json:"error,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Store is how the daemon and etcd get on.
@@ -178,6 +188,8 @@ type Store struct {
 	Prefix    string   `json:"prefix"`
 	// LastContact is when etcd last answered.
 	LastContact time.Time `json:"lastContact,omitzero"`
+	// LastError is when a request last failed, or some seconds before that.
+	LastError time.Time `json:"lastError,omitzero"`
 	// Counters of the registry, see lease.Stats.
 	Renewals    uint64 `json:"renewals"`
 	RenewErrors uint64 `json:"renewErrors"`
@@ -192,9 +204,15 @@ type Traffic struct {
 	TX Direction `json:"tx"`
 	RX Direction `json:"rx"`
 	// Drops are packets that were not handed on, by reason; reasons without any are
-	// left out.
+	// left out. Beside the daemon's own reasons there is SocketFull.
 	Drops map[string]uint64 `json:"drops,omitempty"`
+	// LastDrops is when each of them last happened, to a second or two.
+	LastDrops map[string]time.Time `json:"lastDrops,omitempty"`
 }
+
+// SocketFull is the reason in Traffic.Drops of datagrams that the kernel dropped because
+// the daemon's receive buffer was full.
+const SocketFull = "socket-full"
 
 // Direction counts inner packets.
 type Direction struct {

@@ -24,43 +24,43 @@ type check struct {
 	err  error
 }
 
-// A report is what the daemon saw when it last looked.
-type report struct {
+// A look is what the daemon saw when it last looked.
+type look struct {
 	at     time.Time // zero: it waits for something outside, such as etcd, and does not look
 	checks []check
 	stuck  error // a loop of the node's does not turn
 }
 
-// A status is what the daemon's loop tells the HTTP server and the watchdog. They
+// A health is what the daemon's loop tells the HTTP server and the watchdog. They
 // read the last report and never wait for the loop, so that they answer, and answer
 // truly, when it is stuck.
-type status struct {
+type health struct {
 	now func() time.Time
 
 	mu    sync.Mutex // never held while something is waited for
-	last  report
+	last  look
 	ended bool
 }
 
-func newStatus() *status {
-	s := &status{now: time.Now}
+func newHealth() *health {
+	s := &health{now: time.Now}
 	s.waiting(errors.New("starting"))
 	return s
 }
 
 // waiting reports that the daemon is not there yet.
-func (s *status) waiting(why error) { s.put(report{checks: []check{{"node", why}}}, false) }
+func (s *health) waiting(why error) { s.put(look{checks: []check{{"node", why}}}, false) }
 
 // set stores what the daemon has seen now.
-func (s *status) set(r report) {
+func (s *health) set(r look) {
 	r.at = s.now()
 	s.put(r, false)
 }
 
 // finish reports that the daemon ends. Nothing is reported after it.
-func (s *status) finish(why error) { s.put(report{checks: []check{{"node", why}}}, true) }
+func (s *health) finish(why error) { s.put(look{checks: []check{{"node", why}}}, true) }
 
-func (s *status) put(r report, last bool) {
+func (s *health) put(r look, last bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.ended {
@@ -68,15 +68,15 @@ func (s *status) put(r report, last bool) {
 	}
 }
 
-func (s *status) report() report {
+func (s *health) look() look {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last
 }
 
 // healthy returns nil if the process does its work, ready or not.
-func (s *status) healthy() error {
-	r := s.report()
+func (s *health) healthy() error {
+	r := s.look()
 	if !r.at.IsZero() && s.now().Sub(r.at) > turnLimit {
 		// No age, so that the text stays the same while it lasts.
 		return fmt.Errorf("the daemon's loop has been stuck since %s (restart it)", r.at.Format(time.RFC3339))
@@ -85,13 +85,13 @@ func (s *status) healthy() error {
 }
 
 // checks returns the conditions of readiness, the daemon's own health first.
-func (s *status) checks() []check {
-	return append([]check{{"daemon", s.healthy()}}, s.report().checks...)
+func (s *health) checks() []check {
+	return append([]check{{"daemon", s.healthy()}}, s.look().checks...)
 }
 
 // ready returns nil if packets flow and whoever reads the subnet file finds it, else
 // everything that is amiss.
-func (s *status) ready() error {
+func (s *health) ready() error {
 	return notReady(s.checks())
 }
 
