@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flannelkit/flannelkit/internal/etcdtest"
+	"github.com/flannelkit/flannelkit/internal/mdrun"
+	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/lease/subnetenv"
+)
+
+// A symptom makes, on two hosts, what a section of the page is about.
+type symptom struct {
+	flags []string // of both daemons
+	quiet bool     // no daemon is started
+	noCfg bool     // etcd has no configuration yet
+	make  func(t *trial)
+}
+
+// symptoms are the page's sections by their headings.
+func symptoms() map[string]symptom {
+	return map[string]symptom{
+		"Nothing comes back": {make: func(r *trial) {
+			r.on(1, "iptables -A INPUT -p udp --dport 8472 -j DROP")
+		}},
+		"Small packets pass, large ones do not": {make: func(r *trial) {
+			r.c.must(r.c.wire.SetMTU("port1", 1400)) // a switch that carries less than its hosts think
+			r.c.must(r.c.wire.SetMTU("port2", 1400))
+		}},
+		"Hosts reach containers, containers do not reach containers": {flags: []string{"-iptables-forward-rules=false"}, make: func(r *trial) {
+			r.on(1, "iptables -P FORWARD DROP")
+		}},
+		"Docker has its own addresses": {make: func(r *trial) {
+			h := r.c.hosts[0]
+			r.c.must(r.c.lab.Veth(h.NS, "veth1", r.c.namespace("container"), "eth0", 1500))
+			r.c.must(h.Bridge("docker0", "veth1"))
+			r.c.must(h.AddAddr("docker0", netip.MustParsePrefix("172.17.0.1/16")))
+		}},
+		"flanneld waits for etcd":    {noCfg: true, make: func(r *trial) { r.c.etcd.Stop() }},
+		"flanneld does not run":      {quiet: true, make: func(*trial) {}},
+		"etcd has gone":              {make: func(r *trial) { r.c.etcd.Stop() }},
+		"Nothing leaves the overlay": {flags: []string{"-ip-masq"}, make: func(*trial) {}},
+		"The kernel does not forward": {make: func(r *trial) {
+			h := r.c.hosts[1]
+			f, err := subnetenv.Read(h.file)
+			r.c.must(err)
+			h.bridge(f)
+			r.c.must(h.Sysctl("net/ipv4/ip_forward", "0"))
+		}},
+	}
+}
+
+// TestTroubleshooting makes each trouble of docs/troubleshooting.md, and runs the
+// commands of its section: what they print must be what the page shows.
+func TestTroubleshooting(t *testing.T) {
+	needIPTables(t)
+	const page = "docs/troubleshooting.md"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks, err := mdrun.Parse(page, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := symptoms()
+	for _, b := range blocks {
+		if _, ok := all[b.Heading]; b.Run() && !ok {
+			t.Errorf("%s: the section %q has no trouble in this test", b.Where(), b.Heading)
+		}
+	}
+	for heading, tr := range all {
+		t.Run(strings.ReplaceAll(heading, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			section := mdrun.Section(blocks, heading)
+			if !slices.ContainsFunc(section, mdrun.Block.Run) {
+				t.Fatalf("%s has no section %q with commands", page, heading)
+			}
+			r := newTrial(t, tr)
+			tr.make(r)
+			r.follow(section)
+		})
+	}
+}
+
+// needIPTables skips a test that runs the commands of a page that has iptables in it.
+func needIPTables(t *testing.T) {
+	t.Helper()
+	netlab.Require(t, netlab.NeedTUN, netlab.NeedVXLAN)
+	for _, name := range []string{"iptables", "ip", "sysctl", "bash"} {
+		if _, err := exec.LookPath(name); err != nil {
+			if os.Getenv("FLANNELKIT_NEED_IPTABLES") != "" && name == "iptables" {
+				t.Fatalf("%v, and FLANNELKIT_NEED_IPTABLES is set (install iptables)", err)
+			}
+			t.Skipf("%v (install it to run this test)", err)
+		}
+	}
+}
+
+// A trial is two hosts with a trouble.
+type trial struct {
+	t   *testing.T
+	c   *cluster
+	bin string // a directory for each host, with its flanneld in it
+}
+
+func newTrial(t *testing.T, tr symptom) *trial {
+	t.Helper()
+	c := newCluster(t, 2, etcdtest.Config{NoV2: true})
+	r := &trial{t: t, c: c, bin: t.TempDir()}
+	for _, h := range c.hosts {
+		r.program(h)
+	}
+	if !tr.noCfg {
+		c.keysOf(3).set(configKey, networkOf(`{"Type":"vxlan"}`))
+	}
+	if tr.quiet {
+		return r
+	}
+	flags := append([]string{c.endpoints()}, tr.flags...)
+	var procs []*flanneldProc
+	for _, h := range c.hosts {
+		procs = append(procs, h.start(flags...))
+	}
+	if tr.noCfg {
+		return r
+	}
+	for _, p := range procs {
+		p.ready()
+	}
+	for _, h := range c.hosts { // until both have heard of each other
+		h.says(exitOK, "\npeers      1\n")
+	}
+	return r
+}
+
+// program puts a flanneld for the host where its scripts find it.
+func (r *trial) program(h *labHost) {
+	self, err := os.Executable()
+	r.c.must(err)
+	dir := filepath.Join(r.bin, h.Name())
+	r.c.must(os.Mkdir(dir, 0o755))
+	text := fmt.Sprintf("#!/bin/sh\n%s=1 FLANNELD_SUBNET_FILE='%s' exec '%s' \"$@\"\n", roleVariable, h.file, self)
+	r.c.must(os.WriteFile(filepath.Join(dir, "flanneld"), []byte(text), 0o755))
+}
+
+// on runs a script on a host, by its number from 0.
+func (r *trial) on(i int, script string) {
+	r.t.Helper()
+	if out, err := r.shell(r.t.Context(), r.c.hosts[i].Name(), script); err != nil {
+		r.t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+}
+
+func (r *trial) shell(_ context.Context, host, script string) (string, error) {
+	i := slices.IndexFunc(r.c.hosts, func(h *labHost) bool { return h.Name() == host })
+	if i < 0 {
+		return "", fmt.Errorf("there is no %s", host)
+	}
+	cmd := exec.Command("bash", "-c", script)
+	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(r.bin, host)+":"+os.Getenv("PATH"))
+	var out lockedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := r.c.hosts[i].Run(cmd)
+	return out.String(), err
+}
+
+// follow runs a section. The daemon takes its moment to see a trouble, and its end, so
+// what only asks is asked again.
+func (r *trial) follow(section []mdrun.Block) {
+	r.t.Helper()
+	for _, b := range section {
+		run := func() error {
+			return mdrun.Run(r.t.Context(), []mdrun.Block{b}, []string{"host1", "host2"}, r.shell, nil)
+		}
+		err := run()
+		for late := time.Now().Add(patience); err != nil && repeatable(b.Script) && time.Now().Before(late); err = run() {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// repeatable reports whether a script changes nothing, or may be run again.
+func repeatable(script string) bool {
+	for line := range strings.Lines(script) {
+		if !strings.HasPrefix(line, "flanneld status") && !strings.HasPrefix(line, "sysctl -w ") {
+			return false
+		}
+	}
+	return true
+}
