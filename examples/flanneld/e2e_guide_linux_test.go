@@ -1,0 +1,83 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/flannelkit/flannelkit/internal/dockertest"
+	"github.com/flannelkit/flannelkit/internal/machine"
+	"github.com/flannelkit/flannelkit/internal/mdrun"
+)
+
+// guideFile is what TestGuide does, word for word.
+const guideFile = "docs/guide.md"
+
+// guideAddress is the one of the container web in the guide, which has another in every
+// run: a reader puts in what the block before has shown, and so does the test.
+const guideAddress = "WEB=10.5.2.2\n"
+
+// TestGuide runs every command of the guide on two hosts with systemd, etcd and Docker
+// as Debian has them, and compares what they print.
+func TestGuide(t *testing.T) {
+	t.Parallel()
+	machine.Require(t)
+	dockertest.Require(t)
+	requireGuidePrograms(t)
+	text, err := os.ReadFile(guideFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks, err := mdrun.Parse(guideFile, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, machines := newSystemdHosts(t, 2, packDist(t))
+	hosts := map[string]*systemdHost{}
+	for _, s := range machines {
+		hosts[s.Name()] = s
+		s.run("systemctl start docker") // as its package does
+		s.image()
+	}
+	web, used := "", false
+	shell := func(ctx context.Context, host, script string) (string, error) {
+		if strings.Contains(script, guideAddress) {
+			script, used = strings.Replace(script, guideAddress, "WEB="+web+"\n", 1), true
+		}
+		stdout, stderr, err := hosts[host].Run(ctx, "exec 2>&1\n"+script) // in order
+		return string(stdout) + string(stderr), err
+	}
+	seen := func(b mdrun.Block, host, output string) {
+		t.Logf("%s on %s", b.Where(), host)
+		if strings.Contains(b.Script, ".IPAddress}}' web") {
+			lines := strings.Fields(output)
+			web = lines[len(lines)-1]
+		}
+	}
+	if err := mdrun.Run(t.Context(), blocks, []string{"host1", "host2"}, shell, seen); err != nil {
+		t.Fatal(err)
+	}
+	if !used {
+		t.Errorf("the guide has no %q: nothing has shown that two containers talk", guideAddress)
+	}
+}
+
+// requireGuidePrograms skips the test where the guide's host 1 has no etcd of its own,
+// or the hosts no ip; with FLANNELKIT_NEED_ETCD in the environment it fails.
+func requireGuidePrograms(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"/lib/systemd/system/etcd.service", "etcdctl", "ip"} {
+		_, err := exec.LookPath(name)
+		if strings.HasPrefix(name, "/") {
+			_, err = os.Stat(name)
+		}
+		switch {
+		case err != nil && os.Getenv("FLANNELKIT_NEED_ETCD") != "":
+			t.Fatalf("%v, and FLANNELKIT_NEED_ETCD is set (install etcd-server, etcd-client and iproute2)", err)
+		case err != nil:
+			t.Skipf("%v (install etcd-server, etcd-client and iproute2)", err)
+		}
+	}
+}
