@@ -32,8 +32,7 @@ func cleanKernel(was subnetenv.File, removed func(what, name string)) error {
 }
 
 // removeTunnels removes the devices and routes of the backends whose packets the
-// kernel carries. It can't see whether a daemon still wants them: one that runs makes
-// them again. The devices are known by name and type, and by an address in the network
+// kernel carries, which runCleanup has seen nobody to want. The devices are known by name and type, and by an address in the network
 // where the subnet file tells that; another daemon's are in another network.
 func removeTunnels(nl *netlink.Handle, was subnetenv.File, removed func(what, name string)) error {
 	area := netstate.Area{Own: was.Key().Prefixes()}

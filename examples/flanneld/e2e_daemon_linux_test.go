@@ -148,7 +148,7 @@ func TestCleanupCommand(t *testing.T) {
 		t.Errorf("subnet file %+v", f)
 	}
 	code, _, log := h.run("cleanup", c.endpoints())
-	if code != 1 || !strings.Contains(log, "flannel0 is in use (stop flanneld first)") {
+	if code != 1 || !strings.Contains(log, "runs with the subnet file") {
 		t.Errorf("cleanup beside a running daemon: exit %d, %s", code, log)
 	}
 	p.stop()

@@ -93,6 +93,9 @@ func runCleanup(ctx context.Context, args, env []string, stdout io.Writer, r *re
 	if log == nil {
 		return err
 	}
+	if pid := runningDaemon(o.subnetFile); pid != 0 {
+		return fatal(log, fmt.Errorf("cleanup: a flanneld (process %d) runs with the subnet file %s: nothing was removed (systemctl stop flanneld, then try again)", pid, o.subnetFile))
+	}
 	ctx, stop := untilSignal(ctx)
 	defer stop()
 	rules := cleanRules(ctx, log)
