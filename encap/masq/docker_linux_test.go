@@ -1,66 +1,21 @@
 package masq
 
 import (
-	"bytes"
-	"context"
-	"net"
-	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/dockertest"
 )
 
-// startEngine starts Docker's engine in host A and returns how to stop it.
-func startEngine(t *testing.T, w *world, dir string) (stop func()) {
-	t.Helper()
-	sock := filepath.Join(dir, "d.sock")
-	var log bytes.Buffer
-	cmd := exec.Command("dockerd", "--data-root", dir+"/data", "--exec-root", dir+"/exec", "--pidfile", dir+"/pid",
-		"-H", "unix://"+sock, "--bip", "172.29.0.1/24", "--iptables=true", "--storage-driver", "vfs")
-	cmd.Stdout, cmd.Stderr = &log, &log
-	var p *netlab.Process
-	var err error
-	must(t, w.HostA.Do(func() error { p, err = w.HostA.Start(cmd); return err }))
-	stop = func() {
-		_ = p.Signal(syscall.SIGTERM)
-		_ = p.Wait()
-		_ = os.Remove(sock)
-	}
-	// The engine takes connections before it has made its rules, and answers after.
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", sock)
-		}}}
-	ended := make(chan struct{})
-	go func() { _ = p.Wait(); close(ended) }()
-	eventually(t, "Docker's engine answers", func() bool {
-		select {
-		case <-ended:
-			t.Skipf("Docker's engine does not run here: %s", log.Bytes())
-		default:
-		}
-		resp, err := client.Get("http://docker/_ping")
-		if err == nil {
-			_ = resp.Body.Close()
-		}
-		return err == nil
-	})
-	return stop
-}
-
 // TestDockerEngine has packets forwarded beside a real engine, which sets the policy DROP
-// when it is the one that turns forwarding on. It runs where dockerd is installed and
-// may run: as root.
+// when it is the one that turns forwarding on. It runs where internal/dockertest finds
+// all that it needs.
 func TestDockerEngine(t *testing.T) {
-	if _, err := exec.LookPath("dockerd"); err != nil || testing.Short() || os.Getuid() != 0 {
-		t.Skipf("needs dockerd and root: %v", err)
+	if testing.Short() {
+		t.Skip("starts an engine twice")
 	}
+	dockertest.Require(t)
 	needPrograms(t, "iptables", "ip6tables")
 	w := newWorld(t)
 	r, err := New(w.config(Auto))
@@ -68,9 +23,14 @@ func TestDockerEngine(t *testing.T) {
 	r.resync = 200 * time.Millisecond
 	w.start(t, r)
 	forwards := func(v string) { must(t, w.HostA.Sysctl("net/ipv4/ip_forward", v)) }
-	for range 2 {
-		forwards("0")
-		stop := startEngine(t, w, t.TempDir())
+	forwards("0")
+	engine := dockertest.Start(t, w.HostA.NS, "--bip=172.29.0.1/24", "--iptables=true")
+	for again := range 2 {
+		if again > 0 {
+			forwards("0")
+			engine.Again()
+		}
+		engine.Ready()
 		if rules := w.run(t, "iptables", "-S", "FORWARD"); !strings.HasPrefix(rules, "-P FORWARD DROP\n") {
 			t.Errorf("the engine did not set the policy: the test proves nothing\n%s", rules)
 		}
@@ -80,7 +40,7 @@ func TestDockerEngine(t *testing.T) {
 		if rules := w.run(t, "iptables", "-S", "FORWARD"); !strings.HasPrefix(rules, "-P FORWARD DROP\n-A FORWARD -j DOCKER-USER\n-A FORWARD -j "+fwdPrefix+"\n") {
 			t.Errorf("FORWARD is\n%s", rules)
 		}
-		stop()
+		engine.Stop()
 		w.complete(t, r, "the engine's end")
 		w.flows(t, "after the engine")
 	}
