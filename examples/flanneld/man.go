@@ -54,7 +54,8 @@ and
 `)
 	m.commands()
 	m.options()
-	m.rest()
+	m.environment()
+	m.ending()
 }
 
 // A roff writes mdoc.
@@ -171,8 +172,8 @@ In brackets stands the version of flannel that had the flag first.
 	}
 }
 
-// rest is what has no table.
-func (m roff) rest() {
+// environment, and ending, are what has no table.
+func (m roff) environment() {
 	m.f(`.Sh ENVIRONMENT
 .Bl -tag -width Ds
 .It Ev FLANNELD_NAME
@@ -204,6 +205,10 @@ The clouds' backends read the variables of their clouds' SDKs, too.
 .Bl -tag -width Ds
 .It Pa %s
 This host's subnet, for Docker, CNI plugins and the next start.
+.It Pa /run/flannel/subnet.sock
+Where
+.Cm status
+asks the daemon.
 .It Pa /run/flannel/flannel_docker_opts.env
 Docker's options, where the service's unit has
 .Cm mk-docker-opts
@@ -215,7 +220,11 @@ The environment of the service.
 .It Pa /dev/net/tun
 Needed by the udp backend, and by wireguard where the kernel has none.
 .El
-.Sh SIGNALS
+`, defaultSubnetFile, defaults().wireguardKey)
+}
+
+func (m roff) ending() {
+	m.f(`.Sh SIGNALS
 .Bl -tag -width Ds
 .It Dv SIGTERM , SIGINT
 End within a second, whatever the traffic.
@@ -255,5 +264,5 @@ flanneld cleanup -release
 .Xr dockerd 8 ,
 .Xr ip-route 8 ,
 .Xr nft 8
-`, defaultSubnetFile, defaults().wireguardKey)
+`)
 }
