@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -113,7 +114,7 @@ func (d Docker) foreignBIP(own netip.Prefix) error {
 	}
 	for _, s := range d.Env {
 		name, value, _ := strings.Cut(s, "=")
-		if name != key && name != "DOCKER_OPT_BIP" {
+		if name != key { // DOCKER_OPT_BIP is made anew
 			continue
 		}
 		words := strings.Fields(strings.NewReplacer(`"`, " ", "'", " ").Replace(value))
@@ -230,12 +231,22 @@ func (c dockerCommand) run(routes func() ([]byte, error)) error {
 	return nil
 }
 
-// writeOut writes to what is no regular file as it is.
+// writeOut writes to what is no regular file as it is, and to what this process has open
+// already behind what is in it: a log that standard output goes to must not be replaced.
 func writeOut(path string, text []byte) error {
-	if info, err := os.Stat(path); err != nil || info.Mode().IsRegular() || info.IsDir() {
+	switch path = filepath.Clean(path); path {
+	case "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1":
+		_, err := os.Stdout.Write(text)
+		return err
+	case "/dev/stderr", "/dev/fd/2", "/proc/self/fd/2":
+		_, err := os.Stderr.Write(text)
+		return err
+	}
+	open := strings.HasPrefix(path, "/dev/fd/") || strings.HasPrefix(path, "/proc/")
+	if info, err := os.Stat(path); !open && (err != nil || info.Mode().IsRegular() || info.IsDir()) {
 		return writeFile(path, text)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err
 	}

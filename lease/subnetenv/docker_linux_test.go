@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -79,5 +80,51 @@ func TestMkDockerOptsWritesToDevices(t *testing.T) {
 	n, err := r.Read(got)
 	if want := "DOCKER_OPTS=\"\"\n"; err != nil || string(got[:n]) != want {
 		t.Errorf("got %q, %v", got[:n], err)
+	}
+}
+
+// Where standard output is a file, as a service manager's log is, what stands there
+// stays, and what comes later comes behind.
+func TestMkDockerOptsWritesToALog(t *testing.T) {
+	if file := os.Getenv("SUBNETENV_FILE"); file != "" {
+		var stderr bytes.Buffer
+		if code := subnetenv.MkDockerOpts([]string{"-c", "-f", file, "-d", os.Getenv("SUBNETENV_TO")}, nil, &stderr); code != 0 {
+			t.Fatalf("exit code %d: %s", code, stderr.Bytes())
+		}
+		os.Exit(0)
+	}
+	dir := t.TempDir()
+	from := filepath.Join(dir, "subnet.env")
+	if err := os.WriteFile(from, []byte(sample), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/self/fd/3"} {
+		log, err := os.Create(filepath.Join(dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(log, "before")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestMkDockerOptsWritesToALog$")
+		cmd.Env = append(os.Environ(), "SUBNETENV_FILE="+from, "SUBNETENV_TO="+to)
+		if cmd.Stdout = log; strings.HasSuffix(to, "/3") {
+			cmd.Stdout, cmd.ExtraFiles = nil, []*os.File{log}
+		}
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("%s: %v", to, err)
+		}
+		if cmd.Stdout != nil {
+			fmt.Fprintln(log, "after")
+		}
+		got, err := os.ReadFile(log.Name())
+		want := "before\n" + dockerCases()["-c"].want
+		if cmd.Stdout != nil {
+			want += "after\n"
+		}
+		if err != nil || string(got) != want {
+			t.Errorf("%s: %v, the log is %q, want %q", to, err, got, want)
+		}
+		if err := log.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

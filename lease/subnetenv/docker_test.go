@@ -42,7 +42,7 @@ func dockerCases() map[string]struct {
 		"inherited":     {sample, []string{"-c"}, []string{"DOCKER_OPTS=--log-level=warn"}, "DOCKER_OPTS=\"--log-level=warn  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"},
 		"inherited by that key only": {sample, []string{"-c", "-k", "KEY"}, []string{"DOCKER_OPTS=--no", "KEY=--yes"},
 			"KEY=\"--yes  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"},
-		"our own again":     {sample, []string{"-i"}, []string{"DOCKER_OPTS=--bip=10.1.74.1/24", "DOCKER_OPT_BIP=--bip=10.1.74.1/24"}, each},
+		"our own again":     {sample, []string{"-i"}, []string{"DOCKER_OPTS=--bip=10.1.74.1/24", "DOCKER_OPT_BIP=--bip=10.1.9.1/24"}, each},
 		"bip of no account": {sample, []string{"-i"}, []string{"OPTIONS=--bip=172.17.0.1/16"}, each},
 		"other options": {sample, nil, []string{"DOCKER_OPT_AAA=--aaa", "DOCKER_OPT_MTU=--mtu=9", "DOCKER_OPT_CGROUP=--cgroup"},
 			"DOCKER_OPT_AAA=\"--aaa\"\nDOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_CGROUP=\"--cgroup\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\n" +
