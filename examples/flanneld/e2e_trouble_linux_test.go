@@ -23,7 +23,10 @@ type symptom struct {
 	flags []string // of both daemons
 	quiet bool     // no daemon is started
 	noCfg bool     // etcd has no configuration yet
+	pod   bool     // there is a container1 on host1
 	make  func(t *trial)
+	// cure does what a block that is not run as it stands is about; nil: there is none.
+	cure func(t *trial)
 }
 
 // symptoms are the page's sections by their headings.
@@ -45,10 +48,14 @@ func symptoms() map[string]symptom {
 			r.c.must(h.Bridge("docker0", "veth1"))
 			r.c.must(h.AddAddr("docker0", netip.MustParsePrefix("172.17.0.1/16")))
 		}},
-		"flanneld waits for etcd":    {noCfg: true, make: func(r *trial) { r.c.etcd.Stop() }},
-		"flanneld does not run":      {quiet: true, make: func(*trial) {}},
-		"etcd has gone":              {make: func(r *trial) { r.c.etcd.Stop() }},
-		"Nothing leaves the overlay": {flags: []string{"-ip-masq"}, make: func(*trial) {}},
+		"flanneld waits for etcd": {noCfg: true, make: func(r *trial) { r.c.etcd.Stop() }},
+		"flanneld does not run":   {quiet: true, make: func(*trial) {}},
+		"etcd has gone":           {make: func(r *trial) { r.c.etcd.Stop() }},
+		"Nothing leaves the overlay": {pod: true, make: func(*trial) {}, cure: func(r *trial) {
+			r.procs[0].stop()
+			r.procs[0] = r.c.hosts[0].start(r.c.endpoints(), "-ip-masq")
+			r.procs[0].ready()
+		}},
 		"The kernel does not forward": {make: func(r *trial) {
 			h := r.c.hosts[1]
 			f, err := subnetenv.Read(h.file)
@@ -87,7 +94,7 @@ func TestTroubleshooting(t *testing.T) {
 			}
 			r := newTrial(t, tr)
 			tr.make(r)
-			r.follow(section)
+			r.follow(section, tr.cure)
 		})
 	}
 }
@@ -96,7 +103,7 @@ func TestTroubleshooting(t *testing.T) {
 func needIPTables(t *testing.T) {
 	t.Helper()
 	netlab.Require(t, netlab.NeedTUN, netlab.NeedVXLAN)
-	for _, name := range []string{"iptables", "ip", "sysctl", "bash"} {
+	for _, name := range []string{"iptables", "ip", "sysctl", "ping", "bash"} {
 		if _, err := exec.LookPath(name); err != nil {
 			if os.Getenv("FLANNELKIT_NEED_IPTABLES") != "" && name == "iptables" {
 				t.Fatalf("%v, and FLANNELKIT_NEED_IPTABLES is set (install iptables)", err)
@@ -108,9 +115,11 @@ func needIPTables(t *testing.T) {
 
 // A trial is two hosts with a trouble.
 type trial struct {
-	t   *testing.T
-	c   *cluster
-	bin string // a directory for each host, with its flanneld in it
+	t     *testing.T
+	c     *cluster
+	bin   string // a directory for each host, with its flanneld in it
+	procs []*flanneldProc
+	pod   *pod // container1
 }
 
 func newTrial(t *testing.T, tr symptom) *trial {
@@ -127,15 +136,16 @@ func newTrial(t *testing.T, tr symptom) *trial {
 		return r
 	}
 	flags := append([]string{c.endpoints()}, tr.flags...)
-	var procs []*flanneldProc
 	for _, h := range c.hosts {
-		procs = append(procs, h.start(flags...))
+		r.procs = append(r.procs, h.start(flags...))
 	}
 	if tr.noCfg {
 		return r
 	}
-	for _, p := range procs {
-		p.ready()
+	for i, p := range r.procs {
+		if f := p.ready(); i == 0 && tr.pod {
+			r.pod = c.hosts[0].pod(f)
+		}
 	}
 	for _, h := range c.hosts { // until both have heard of each other
 		h.says(exitOK, "\npeers      1\n")
@@ -162,6 +172,13 @@ func (r *trial) on(i int, script string) {
 }
 
 func (r *trial) shell(_ context.Context, host, script string) (string, error) {
+	if host == "container1" && r.pod != nil {
+		var out lockedBuffer
+		cmd := exec.Command("bash", "-c", script)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		err := r.pod.Run(cmd)
+		return out.String(), err
+	}
 	i := slices.IndexFunc(r.c.hosts, func(h *labHost) bool { return h.Name() == host })
 	if i < 0 {
 		return "", fmt.Errorf("there is no %s", host)
@@ -176,9 +193,12 @@ func (r *trial) shell(_ context.Context, host, script string) (string, error) {
 
 // follow runs a section. The daemon takes its moment to see a trouble, and its end, so
 // what only asks is asked again.
-func (r *trial) follow(section []mdrun.Block) {
+func (r *trial) follow(section []mdrun.Block, cure func(*trial)) {
 	r.t.Helper()
 	for _, b := range section {
+		if !b.Run() && cure != nil {
+			cure(r)
+		}
 		run := func() error {
 			return mdrun.Run(r.t.Context(), []mdrun.Block{b}, []string{"host1", "host2"}, r.shell, nil)
 		}
