@@ -1,8 +1,11 @@
 package machine
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -60,6 +63,36 @@ func TestGroupsOfNobody(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+// What a program has left that was killed is removed, and nothing of one that lives.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Skip(err)
+	}
+	keep := []string{newName(), "flannelkit-machine-x", "other"}
+	slices.Sort(keep)
+	gone := fmt.Sprintf("%s%d-abc/system.slice/x", groupPrefix, dead.Process.Pid)
+	for _, name := range append(keep, gone) {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sweep([]hierarchy{{dir: dir}})
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if diff := cmp.Diff(keep, left); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -3,12 +3,14 @@ package machine
 import (
 	"bufio"
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -111,6 +113,7 @@ func ownHierarchies(unified bool) ([]hierarchy, error) {
 // newGroups makes a group of the name in every hierarchy, and returns them. After an
 // error nothing of it is left.
 func newGroups(name string, parents []hierarchy) (groups []hierarchy, err error) {
+	sweep(parents)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeGroups(groups))
@@ -133,6 +136,31 @@ func newGroups(name string, parents []hierarchy) (groups []hierarchy, err error)
 		}
 	}
 	return groups, nil
+}
+
+// groupPrefix begins the name of every group of this package. The process id of its
+// maker comes next.
+const groupPrefix = "flannelkit-machine-"
+
+// newName returns a name that no other group has.
+func newName() string {
+	b := make([]byte, 6)
+	_, _ = rand.Read(b) // never fails, see its documentation
+	return fmt.Sprintf("%s%d-%x", groupPrefix, os.Getpid(), b)
+}
+
+// sweep removes the groups of programs that were killed: their machines have died with
+// them (pid_namespaces(7)), and empty groups are left. It does what it can.
+func sweep(parents []hierarchy) {
+	for _, h := range parents {
+		dirs, _ := filepath.Glob(filepath.Join(h.dir, groupPrefix+"*"))
+		for _, dir := range dirs {
+			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), groupPrefix), "-")
+			if n, err := strconv.Atoi(pid); err == nil && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
+				_ = removeGroup(dir)
+			}
+		}
+	}
 }
 
 // inheritCPUs gives a group of version 1 the processors of its parent, without which

@@ -89,7 +89,7 @@ func boot(cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.groups, err = newGroups(newName("machine"), parents); err != nil {
+	if m.groups, err = newGroups(newName(), parents); err != nil {
 		return nil, err
 	}
 	if m.console, err = newConsole(); err != nil {
@@ -175,7 +175,7 @@ func masked() []string {
 // names belong to the network namespace (unix(7)).
 func listenReady(ns *netlab.NS) (conn *net.UnixConn, err error) {
 	err = ns.Do(func() (err error) {
-		conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: "@" + newName("ready")})
+		conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: "@" + newName()})
 		return err
 	})
 	return conn, err

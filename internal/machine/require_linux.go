@@ -2,8 +2,6 @@ package machine
 
 import (
 	"bytes"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -73,7 +71,7 @@ func check() error {
 	if err != nil {
 		return err
 	}
-	groups, err := newGroups(newName("check"), parents)
+	groups, err := newGroups(newName(), parents)
 	if err != nil {
 		return err
 	}
@@ -106,11 +104,4 @@ mount -t sysfs sysfs /tmp/root/sys`)
 		return fmt.Errorf("mount overlayfs, proc and sysfs: %w: %s (in a container: --privileged)", err, bytes.TrimSpace(out))
 	}
 	return nil
-}
-
-// newName returns a name that no other control group has.
-func newName(what string) string {
-	b := make([]byte, 6)
-	_, _ = rand.Read(b) // never fails, see its documentation
-	return "flannelkit-" + what + "-" + hex.EncodeToString(b)
 }
