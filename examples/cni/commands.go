@@ -1,12 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/containernetworking/cni/pkg/invoke"
@@ -30,6 +30,9 @@ func newRequest(args *skel.CmdArgs) (request, error) {
 	if err := r.at.check(); err != nil {
 		return request{}, fail(types.ErrInvalidEnvironmentVariables, nil, "CNI_CONTAINERID or CNI_IFNAME: %v", err)
 	}
+	if err := r.store.check(); err != nil {
+		return r, fail(types.ErrIOFailure, nil, "network %q: %v", n.Name, err)
+	}
 	return r, nil
 }
 
@@ -37,6 +40,9 @@ func newRequest(args *skel.CmdArgs) (request, error) {
 // having no subnet.
 func plan(n netConf, code uint, cniPath string) (delegate, error) {
 	// The configuration is looked at before the file, since it stays wrong.
+	if err := n.checkPaths(); err != nil {
+		return delegate{}, err
+	}
 	if _, err := buildDelegate(n, subnetEnv{}); err != nil {
 		return delegate{}, err
 	}
@@ -62,13 +68,17 @@ func cmdAdd(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	path, fresh, err := r.store.save(r.at, d.conf)
+	e, err := r.store.save(r.at, d.conf)
+	if errors.Is(err, errBusy) {
+		return r.busy("add", r.conf.DataDir)
+	}
 	if err != nil {
 		return fail(types.ErrIOFailure, err, "network %q: add %s: its configuration can't be saved for DEL (is dataDir %s writable, and has the disk space?)", r.conf.Name, r.at, r.conf.DataDir)
 	}
-	result, err := invoke.DelegateAdd(context.Background(), d.kind, d.conf, nil)
+	defer e.close()
+	result, err := invoke.DelegateAdd(context.Background(), d.kind, d.conf, &adder{lock: e.lock})
 	if err != nil {
-		if undoErr := r.undo(d, path, fresh, args.Path); undoErr != nil {
+		if undoErr := r.undo(d, e, args.Path); undoErr != nil {
 			warn("add %s: what is left is for DEL: %v", r.at, undoErr)
 		}
 		return delegateFailed("add "+r.at.String(), d, err)
@@ -80,41 +90,28 @@ func cmdAdd(args *skel.CmdArgs) error {
 // an interface or an address, and not every runtime calls DEL then. If it can't, it
 // keeps the file for that DEL. An attachment that was there before, as when a runtime
 // repeats ADD, is a working container's, and is not touched.
-func (r request) undo(d delegate, path string, fresh bool, cniPath string) error {
-	if !fresh {
+func (r request) undo(d delegate, e entry, cniPath string) error {
+	if !e.fresh {
 		return nil
 	}
-	err := deleteFailed(d, cniPath)
+	err := d.deleteFailed(cniPath)
 	if err != nil {
 		// A program that does not even say its version, or has another one, has done
 		// nothing at ADD either; its DEL would fail for ever.
 		if versions, versionErr := d.versions(); versionErr == nil && slices.Contains(versions, d.version()) {
-			return errors.Join(err, r.store.markFailed(r.at, path, d.conf))
+			return errors.Join(err, r.store.markFailed(r.at, e.path, d.conf))
 		}
 	}
-	f, err := read(path)
+	f, err := read(e.path)
 	if err != nil {
 		return err
 	}
 	return r.store.remove(r.at, f)
 }
 
-// deleteFailed deletes what a failed ADD has left. Without its IPAM plugin, which may be
-// why it failed, a delegate can't delete; there is no address then, so it is asked to
-// delete the interface alone.
-func deleteFailed(d delegate, cniPath string) error {
-	err := invoke.DelegateDel(context.Background(), d.kind, d.conf, nil)
-	if err == nil || d.ipam == "" {
-		return err
-	}
-	if _, findErr := invoke.FindInPath(d.ipam, filepath.SplitList(cniPath)); findErr == nil {
-		return err
-	}
-	conf, keyErr := withoutKey(d.conf, "ipam")
-	if keyErr != nil {
-		return err
-	}
-	return invoke.DelegateDel(context.Background(), d.kind, conf, nil)
+// busy is the error of a command that has to wait for an ADD.
+func (r request) busy(command, path string) error {
+	return fail(types.ErrTryAgainLater, nil, "network %q: %s %s: the delegate of an ADD is at work still, which the runtime has ended or not waited for: the runtime's next try will do (if it goes on for ever, \"fuser -v %s\" shows which process to end)", r.conf.Name, command, r.at, path)
 }
 
 // cmdDel takes an attachment away. What is not there is no error, and neither is it
@@ -124,9 +121,12 @@ func cmdDel(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	f, err := r.store.find(r.at)
+	f, err := r.findIdle()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
+	}
+	if errors.Is(err, errBusy) {
+		return r.busy("del", f.path)
 	}
 	if err != nil {
 		return fail(types.ErrIOFailure, err, "network %q: del %s: what is saved of it in %s can't be read", r.conf.Name, r.at, r.conf.DataDir)
@@ -136,9 +136,9 @@ func cmdDel(args *skel.CmdArgs) error {
 		return err
 	}
 	if f.failed != "" {
-		err = deleteFailed(d, args.Path)
+		err = r.deleteFailed(d, args.Path)
 	} else {
-		err = invoke.DelegateDel(context.Background(), d.kind, d.conf, nil)
+		err = d.del(d.conf)
 	}
 	if err != nil {
 		return delegateFailed("del "+r.at.String(), d, err)
@@ -148,6 +148,35 @@ func cmdDel(args *skel.CmdArgs) error {
 		// and an error would have the runtime try for ever.
 		warn("del %s: %v", r.at, err)
 	}
+	return nil
+}
+
+// findIdle finds an attachment's file once no ADD is at work on it.
+func (r request) findIdle() (saved, error) {
+	f, err := r.store.find(r.at)
+	if err != nil {
+		return f, err
+	}
+	if waited, err := awaitADD("del", r.at, f.path); err != nil || !waited {
+		return f, err
+	}
+	return r.store.find(r.at) // it may be gone, or say that the ADD failed
+}
+
+// deleteFailed deletes what an ADD has left that failed. A delegate that has refused its
+// configuration refuses it at DEL as well; once an operator has corrected it, the one of
+// now will do, since what is released hangs on the names of the network and of the
+// container.
+func (r request) deleteFailed(d delegate, cniPath string) error {
+	err := d.deleteFailed(cniPath)
+	if err == nil {
+		return nil
+	}
+	now, planErr := plan(r.conf, types.ErrTryAgainLater, cniPath)
+	if planErr != nil || bytes.Equal(now.conf, d.conf) || now.deleteFailed(cniPath) != nil {
+		return err
+	}
+	warn("del %s: its delegate refuses the configuration of then, and has taken that of now: %v", r.at, err)
 	return nil
 }
 

@@ -44,6 +44,15 @@ func loadNetConf(text []byte) (netConf, error) {
 	return n, nil
 }
 
+// checkPaths refuses paths that begin nobody knows where. DEL and CHECK look for them
+// all the same, where another plugin may have written to one.
+func (n netConf) checkPaths() error {
+	if err := errors.Join(absolute("dataDir", n.DataDir), absolute("subnetFile", n.SubnetFile)); err != nil {
+		return fail(types.ErrInvalidNetworkConfig, nil, "network %q: %v", n.Name, err)
+	}
+	return nil
+}
+
 // A subnetEnv is what a delegate's configuration is made of.
 type subnetEnv struct {
 	subnets  []netip.Prefix // this host's, IPv4 first

@@ -67,12 +67,12 @@ func TestFailingDelegate(t *testing.T) {
 	// The same, and DEL does not work either.
 	r.write("fail.DEL", broken)
 	r.refused(123, "ADD", "c1/eth0", r.conf(""))
-	r.calls("ADD c1/eth0", "DEL c1/eth0")
+	r.calls("ADD c1/eth0", "DEL c1/eth0", "DEL c1/eth0", "DEL c1/eth0")
 	r.files("c1")
 	r.ok("DEL", "c1/net1", r.conf("")) // which was never added
 	r.calls()
 	r.refused(123, "DEL", "c1/eth0", r.conf(""), "del c1/eth0")
-	r.calls("DEL c1/eth0")
+	r.calls("DEL c1/eth0", "DEL c1/eth0", "DEL c1/eth0")
 	r.refused(123, "ADD", "c1/eth0", r.conf("")) // the second try has the same file
 	r.files("c1")
 	r.heard()
@@ -130,9 +130,9 @@ func TestMissingIPAM(t *testing.T) {
 	r.write("fail.ADD", `{"code":999,"msg":"no host-local"}`)
 	r.write("fail.DEL", `{"code":999,"msg":"no host-local"}`)
 	r.refused(999, "ADD", "c1/eth0", r.conf(""), "no host-local")
-	h := r.calls("ADD c1/eth0", "DEL c1/eth0", "DEL c1/eth0")
-	if strings.Contains(h[2].Stdin, "ipam") {
-		t.Errorf("the last DEL got %s", h[2].Stdin)
+	h := r.calls("ADD c1/eth0", "DEL c1/eth0", "DEL c1/eth0", "DEL c1/eth0")
+	if strings.Contains(h[2].Stdin+h[3].Stdin, "ipam") {
+		t.Errorf("the last DELs got %s, %s", h[2].Stdin, h[3].Stdin)
 	}
 	r.remove("fail.DEL")
 	r.ok("DEL", "c1/eth0", r.conf(""))
@@ -179,6 +179,8 @@ func TestRefused(t *testing.T) {
 		"dataDir is a file": {types.ErrIOFailure, `,"dataDir":"/dev/null/x"`, []string{"/dev/null/x", "writable"}},
 		"no subnet yet":     {later, `,"subnetFile":"/no/such/file"`, []string{"/no/such/file", "flanneld has not written it yet"}},
 		"a directory":       {later, `,"subnetFile":"/"`, []string{"not a regular file"}},
+		"dataDir relative":  {wrong, `,"dataDir":"a/b"`, []string{"dataDir", `"a/b"`, "absolute"}},
+		"subnetFile alike":  {wrong, `,"subnetFile":"subnet.env"`, []string{"subnetFile", `"subnet.env"`, "absolute"}},
 		"subnetFile":        {later, `,"subnetFile":""`, []string{"subnetFile", "/run/flannel/subnet.env"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -37,6 +37,12 @@ func cmdGC(args *skel.CmdArgs) error {
 		return nil
 	}
 	s := store{dir: n.DataDir}
+	if err := n.checkPaths(); err != nil {
+		return err
+	}
+	if err := s.check(); err != nil {
+		return fail(types.ErrIOFailure, nil, "network %q: gc: %v", n.Name, err)
+	}
 	stale, template, err := s.stale(n.Name, valid)
 	if err != nil {
 		return fail(types.ErrIOFailure, err, "network %q: gc: dataDir %s can't be read", n.Name, n.DataDir)
@@ -62,6 +68,9 @@ func (s store) release(f staleFile, n netConf, cniPath string) error {
 	}
 	if at.ifname == "" {
 		at.ifname = firstInterface // the file does not say
+	}
+	if err := await(s.path(f.fileName), 0); errors.Is(err, errBusy) {
+		return request{conf: n, at: at}.busy("gc", s.path(f.fileName))
 	}
 	if f.conf != nil {
 		d, err := parseDelegate(f.conf)
@@ -188,7 +197,8 @@ func (s store) stale(network string, valid []types.GCAttachment) (stale []staleF
 }
 
 // mayBe reports whether a file is that of an attachment, or might be: a container's
-// first file does not say for which interface it is, but those of others do.
+// first file does not say for which interface it is, but those of others do. It would be
+// deleted as the first interface's, so it never is while that one is in use.
 func (f fileName) mayBe(v types.GCAttachment, file saved, files []fileName) bool {
 	switch {
 	case f.container != v.ContainerID:
@@ -197,43 +207,8 @@ func (f fileName) mayBe(v types.GCAttachment, file saved, files []fileName) bool
 		return f.ifname == v.IfName
 	case file.failed != "":
 		return file.failed == v.IfName
+	case v.IfName == firstInterface:
+		return true
 	}
 	return !slices.ContainsFunc(files, func(g fileName) bool { return g.container == f.container && g.ifname == v.IfName })
-}
-
-// cmdStatus reports whether an ADD would find all that it needs.
-func cmdStatus(args *skel.CmdArgs) error {
-	n, err := loadNetConf(args.StdinData)
-	if err != nil {
-		return err
-	}
-	d, err := plan(n, types.ErrPluginNotAvailable, args.Path)
-	if err != nil {
-		return err
-	}
-	if knows, err := knows11(d); err != nil || !knows {
-		return err
-	}
-	if err := invoke.DelegateStatus(context.Background(), d.kind, d.conf, nil); err != nil {
-		return delegateFailed("status", d, err)
-	}
-	return nil
-}
-
-// knows11 reports whether a delegate knows GC and STATUS, which are of CNI 1.1.
-func knows11(d delegate) (bool, error) {
-	versions, err := d.versions()
-	if err != nil {
-		return false, fail(types.ErrPluginNotAvailable, err, "the delegate %q does not say which versions of CNI it knows (is %s a CNI plugin?)", d.kind, d.path)
-	}
-	return slices.Contains(versions, "1.1.0"), nil
-}
-
-// versions asks a delegate which versions of CNI it knows.
-func (d delegate) versions() ([]string, error) {
-	info, err := invoke.GetVersionInfo(context.Background(), d.path, nil)
-	if err != nil {
-		return nil, err
-	}
-	return info.SupportedVersions(), nil
 }

@@ -39,21 +39,21 @@ func TestGC(t *testing.T) {
 	r.heard()
 
 	r.ok("GC", "", r.conf(validList("a/eth0", "c/eth0", "d/eth0", "x/eth0")))
-	h := r.calls("DEL b/eth0", "DEL c/net1", "DEL d/eth0", "GC /")
+	h := r.calls("DEL b/eth0", "DEL c/net1", "GC /") // d's file does not say whose it is, and d/eth0 is in use
 	if last := h[len(h)-1].Stdin; !strings.Contains(last, validList("a/eth0", "c/eth0", "d/eth0", "x/eth0")[1:]) && !strings.Contains(last, `"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}`) {
 		t.Errorf("the delegate's GC got %s", last)
 	}
 	if h[0].Stdin != rigDelegate || h[0].Netns != "" {
 		t.Errorf("the DEL of b got %+v", h[0])
 	}
-	r.files("a", "c", "c@net1", "damaged", "o")
+	r.files("a", "c", "c@net1", "d", "d@eth0", "damaged", "o")
 	r.ok("DEL", "c/net1", r.conf("")) // late, and no harm to c/eth0
 	r.calls()
 
 	// Without a subnet, the delegate's configuration is a saved one's. null is empty.
 	r.remove("subnet.env")
 	r.ok("GC", "", r.conf(`,"cni.dev/valid-attachments":null`))
-	h = r.calls("DEL a/eth0", "DEL c/eth0", "GC /")
+	h = r.calls("DEL a/eth0", "DEL c/eth0", "DEL d/eth0", "GC /")
 	if last := h[len(h)-1].Stdin; !strings.Contains(last, "10.1.17.0/24") || !strings.Contains(last, `"cni.dev/valid-attachments":null`) {
 		t.Errorf("the delegate's GC got %s", last)
 	}
@@ -90,6 +90,40 @@ func TestGCFails(t *testing.T) {
 	r.calls() // it does not know GC
 }
 
+// TestGCRepeatedADD: a container whose ADD was repeated, as after one that was killed, has
+// one file still, and GC does not release what is in use.
+func TestGCRepeatedADD(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]string{"DEL": "DEL", "GC": "GC"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.ok("ADD", "g1/eth0", r.conf(""))
+			r.ok("ADD", "g1/eth0", r.conf(""))
+			r.write("fail.ADD", `{"code":999,"msg":"eth0 already exists"}`)
+			r.refused(999, "ADD", "g1/eth0", r.conf(""))
+			r.calls("ADD g1/eth0", "ADD g1/eth0", "ADD g1/eth0")
+			r.files("g1")
+			r.ok("GC", "", r.conf(validList("g1/eth0")))
+			r.calls("GC /")
+			// As an earlier version of this plugin has left it.
+			r.write("data/g1@eth0", rigDelegate)
+			r.ok("GC", "", r.conf(validList("g1/eth0")))
+			r.calls("GC /")
+			r.files("g1", "g1@eth0")
+			r.remove("data/g1@eth0")
+			if end == "GC" {
+				r.ok("GC", "", r.conf(validList()))
+				r.calls("DEL g1/eth0", "GC /")
+			} else {
+				r.ok("DEL", "g1/eth0", r.conf(""))
+				r.calls("DEL g1/eth0")
+			}
+			r.files()
+		})
+	}
+}
+
 // TestStatus: STATUS succeeds if ADD would find what it needs.
 func TestStatus(t *testing.T) {
 	t.Parallel()
@@ -100,10 +134,19 @@ func TestStatus(t *testing.T) {
 	}
 	r.write("fail.STATUS", `{"code":51,"msg":"half"}`)
 	r.refused(51, "STATUS", "", r.conf(""), "half")
-	r.write("versions", `{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}`)
+	r.remove("fail.STATUS")
+	r.write("versions", `{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}`)
 	r.heard()
-	r.ok("STATUS", "", r.conf(""))
+	r.refused(types.ErrPluginNotAvailable, "STATUS", "", r.conf(""), `"bridge"`, "1.1.0", "0.4.0, 1.0.0", "cniVersion")
+	r.remove("versions")
+	r.refused(types.ErrPluginNotAvailable, "STATUS", "", r.conf(`,"ipam":{"type":"host-locall"}`), `"host-locall"`, "CNI_PATH", "ipam.type")
+	r.refused(types.ErrPluginNotAvailable, "STATUS", "", r.conf(`,"dataDir":"/dev/null/x"`), "/dev/null/x", "writable")
+	r.refused(types.ErrPluginNotAvailable, "STATUS", "", r.conf(`,"dataDir":""`), "dataDir")
+	r.refused(types.ErrInvalidNetworkConfig, "STATUS", "", r.conf(`,"dataDir":"x"`), "dataDir", "absolute")
 	r.calls()
+	r.link("bin/mydelegate") // which may find its IPAM elsewhere
+	r.ok("STATUS", "", r.conf(`,"delegate":{"type":"mydelegate"},"ipam":{"type":"host-locall"}`))
+	r.calls("STATUS /")
 	r.write("versions", `what?`)
 	r.refused(types.ErrPluginNotAvailable, "STATUS", "", r.conf(""), "bridge")
 	r.write("subnet.env", "FLANNEL_NETWORK=10.1.0.0/16\n")

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
@@ -45,7 +46,9 @@ type heard struct {
 }
 
 // record is the delegate. What it does is in files of the rig: fail.ADD has the error
-// result of ADD, versions has what VERSION says.
+// result of ADD, once.ADD that of the first ADD alone, refused a text that it does not
+// take in its configuration, versions what VERSION says. With hang.ADD an ADD does not
+// end, and with child.ADD it has a child that ends when there is a file go.
 func record(dir string) error {
 	command := os.Getenv("CNI_COMMAND")
 	if command == "VERSION" {
@@ -56,11 +59,65 @@ func record(dir string) error {
 		fmt.Print(string(text))
 		return err
 	}
+	if command == "CHILD" {
+		return child(dir)
+	}
 	stdin, err := io.ReadAll(os.Stdin)
 	if err != nil {
 		return err
 	}
-	line, err := json.Marshal(heard{command, os.Getenv("CNI_CONTAINERID"), os.Getenv("CNI_IFNAME"), os.Getenv("CNI_NETNS"), string(stdin)})
+	if err := note(dir, command, string(stdin)); err != nil {
+		return err
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "refused")); err == nil && strings.Contains(string(stdin), string(text)) {
+		fmt.Print(`{"code":999,"msg":"cannot unmarshal string"}`)
+		os.Exit(1)
+	}
+	for _, name := range []string{"once.", "fail."} {
+		path := filepath.Join(dir, name+command)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if name == "once." {
+			os.Remove(path)
+		}
+		fmt.Print(string(text))
+		os.Exit(1)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "hang."+command)); err == nil {
+		time.Sleep(2 * time.Minute)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "child."+command)); err == nil {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "CNI_COMMAND=CHILD")
+		if err := cmd.Run(); err != nil {
+			return err
+		}
+	}
+	if command == "ADD" {
+		fmt.Print(`{"cniVersion":"1.0.0","ips":[{"address":"10.1.17.5/24"}]}`)
+	}
+	return nil
+}
+
+// child is a delegate's IPAM plugin that takes its time.
+func child(dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, "child"), nil, 0o600); err != nil {
+		return err
+	}
+	for range 6000 {
+		if _, err := os.Stat(filepath.Join(dir, "go")); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return note(dir, "CHILD", "")
+}
+
+// note writes down a call.
+func note(dir, command, stdin string) error {
+	line, err := json.Marshal(heard{command, os.Getenv("CNI_CONTAINERID"), os.Getenv("CNI_IFNAME"), os.Getenv("CNI_NETNS"), stdin})
 	if err != nil {
 		return err
 	}
@@ -69,18 +126,8 @@ func record(dir string) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Write(append(line, '\n')); err != nil {
-		return err
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "fail."+command))
-	if err == nil {
-		fmt.Print(string(text))
-		os.Exit(1)
-	}
-	if command == "ADD" {
-		fmt.Print(`{"cniVersion":"1.0.0","ips":[{"address":"10.1.17.5/24"}]}`)
-	}
-	return nil
+	_, err = f.Write(append(line, '\n'))
+	return err
 }
 
 // A rig is a directory with all that the plugin uses, and delegates that record.
@@ -98,20 +145,26 @@ const rigDelegate = `{"cniVersion":"1.1.0","ipMasq":false,"ipam":{"ranges":[[{"s
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: t.TempDir()}
-	self, err := os.Executable()
-	if err == nil {
-		err = os.Mkdir(r.path("bin"), 0o755)
+	if err := os.Mkdir(r.path("bin"), 0o755); err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range []string{"flannel", "bridge", "host-local"} {
-		if err == nil {
-			err = os.Symlink(self, r.path("bin/"+name))
-		}
-	}
-	if err != nil {
-		t.Fatal(err)
+		r.link("bin/" + name)
 	}
 	r.write("subnet.env", rigFile)
 	return r
+}
+
+// link makes a delegate, or the plugin.
+func (r *rig) link(name string) {
+	r.t.Helper()
+	self, err := os.Executable()
+	if err == nil {
+		err = os.Symlink(self, r.path(name))
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
@@ -137,15 +190,21 @@ func (r *rig) confOf(network, more string) string {
 	return fmt.Sprintf(`{"cniVersion":"1.1.0","name":%q,"type":"flannel","subnetFile":%q,"dataDir":%q%s}`, network, r.path("subnet.env"), r.path("data"), more)
 }
 
-// run calls the plugin for an interface "container/ifname", and returns its output and
-// its error.
-func (r *rig) run(command, at, conf string) (string, *types.Error) {
-	r.t.Helper()
+// command is the plugin, ready to be started.
+func (r *rig) command(command, at, conf string) *exec.Cmd {
 	container, ifname, _ := strings.Cut(at, "/")
 	cmd := exec.Command(r.path("bin/flannel"))
 	cmd.Env = append(os.Environ(), rigVariable+"="+r.dir, "CNI_COMMAND="+command, "CNI_CONTAINERID="+container, "CNI_IFNAME="+ifname,
 		"CNI_NETNS=/no/such/netns", "CNI_PATH="+r.path("bin"))
 	cmd.Stdin = strings.NewReader(conf)
+	return cmd
+}
+
+// run calls the plugin for an interface "container/ifname", and returns its output and
+// its error.
+func (r *rig) run(command, at, conf string) (string, *types.Error) {
+	r.t.Helper()
+	cmd := r.command(command, at, conf)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -23,12 +23,16 @@ import (
 // there flannel's plugin overwrites the first one's file; ours has these names:
 //
 //	ID         the first attachment; which interface it is the file does not say
-//	ID@IFNAME  another one. Empty means: it was deleted, and ID is not its file.
+//	ID@IFNAME  another one. Empty means: ID is not its file; it was deleted, or never added.
 //	.tmp-*     being written
 //
 // No container ID contains an @ or begins with a dot. The empty files are there since
-// runtimes repeat DEL: without them the second DEL of net1 would take eth0's file. They
-// go with ID.
+// runtimes repeat DEL: without them the second DEL of net1 would take eth0's file. And
+// where net1 comes first, an empty ID@eth0 says that ID is not eth0's; without one, an
+// ADD of eth0 that finds ID is taken for a repeated one. They go with ID.
+//
+// While an ADD runs, its file is locked (flock), by the plugin and by all that its
+// delegate starts: when a runtime kills the plugin, DEL waits for what it has left.
 //
 // When an ADD fails, and what its delegate has left can't be removed at once, the file
 // stays for the runtime's DEL, as with flannel's plugin. It has one more key then, which
@@ -50,7 +54,8 @@ func (a endpoint) String() string { return a.container + "/" + a.ifname }
 
 // A store is the directory of saved files.
 type store struct {
-	dir string
+	dir  string
+	sync func(dir string) error // instead of syncDir, for tests
 }
 
 // A saved is one file as it was read.
@@ -82,93 +87,6 @@ func (a endpoint) check() error {
 	return nil
 }
 
-// save writes an attachment's configuration, in one step that survives a failing
-// machine, and returns its file. It overwrites no other attachment's. fresh means that
-// the attachment was not there: no file is its own, or may be.
-func (s store) save(a endpoint, conf []byte) (path string, fresh bool, err error) {
-	if err := a.check(); err != nil {
-		return "", false, err
-	}
-	if s.dir == "" {
-		return "", false, fmt.Errorf("dataDir in the network configuration is empty (leave it out for %s)", defaultDataDir)
-	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return "", false, err
-	}
-	temp, err := s.temp(conf)
-	if err != nil {
-		return "", false, err
-	}
-	defer os.Remove(temp) // which is gone if it was renamed
-	// A link is made only if nothing is there, whatever else runs now.
-	old, err := read(s.own(a))
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := os.Link(temp, s.plain(a)); err == nil {
-			return s.plain(a), true, syncDir(s.dir)
-		}
-		old, err = read(s.plain(a))
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist): // a file system without links
-		path, fresh = s.plain(a), true
-	case err != nil:
-		return "", false, err
-	case old.path == s.own(a):
-		path, fresh = old.path, old.conf == nil || old.failed != ""
-	case old.err != nil: // good for nothing
-		path = old.path
-	case old.failed == a.ifname:
-		path, fresh = old.path, true
-	default:
-		path, fresh = s.own(a), old.network != a.network || old.failed != ""
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return "", false, err
-	}
-	return path, fresh, syncDir(s.dir)
-}
-
-// markFailed notes in an attachment's file that its ADD failed.
-func (s store) markFailed(a endpoint, path string, conf []byte) error {
-	name, err := json.Marshal(a.ifname)
-	if err != nil {
-		return err
-	}
-	if conf, err = withKeys(conf, map[string]json.RawMessage{failedKey: name}); err != nil {
-		return err
-	}
-	temp, err := s.temp(conf)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		os.Remove(temp)
-		return err
-	}
-	return syncDir(s.dir)
-}
-
-// temp writes a file under a name that nobody looks for, to the disk.
-func (s store) temp(text []byte) (path string, err error) {
-	f, err := os.CreateTemp(s.dir, tempPrefix+"*")
-	if err != nil {
-		return "", err
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(text); err != nil {
-		return "", err
-	}
-	if err := f.Sync(); err != nil {
-		return "", err
-	}
-	return f.Name(), f.Close()
-}
-
 // find returns an attachment's file. The error is fs.ErrNotExist if it has none: it was
 // never added, or is deleted.
 func (s store) find(a endpoint) (saved, error) {
@@ -198,26 +116,6 @@ func (s store) find(a endpoint) (saved, error) {
 		return saved{}, fs.ErrNotExist // another attachment's
 	}
 	return f, nil
-}
-
-// remove forgets an attachment, of which find has found the file.
-func (s store) remove(a endpoint, f saved) error {
-	if f.path == s.own(a) {
-		if _, err := os.Lstat(s.plain(a)); err == nil {
-			return os.Truncate(f.path, 0)
-		}
-		return removeFile(f.path)
-	}
-	if err := removeFile(f.path); err != nil {
-		return err
-	}
-	files, err := s.files()
-	for _, file := range files {
-		if file.container == a.container && file.ifname != "" && file.empty {
-			err = errors.Join(err, removeFile(s.path(file)))
-		}
-	}
-	return errors.Join(err, s.removeTemps())
 }
 
 // A fileName is what the name of a saved file says.

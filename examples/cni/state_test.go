@@ -33,17 +33,18 @@ func (s store) names(t *testing.T) string {
 
 func (s store) mustSave(t *testing.T, a endpoint, conf []byte, fresh bool) string {
 	t.Helper()
-	path, gotFresh, err := s.save(a, conf)
+	e, err := s.save(a, conf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if gotFresh != fresh {
-		t.Errorf("%s: fresh is %t, want %t", a, gotFresh, fresh)
+	defer e.close()
+	if e.fresh != fresh {
+		t.Errorf("%s: fresh is %t, want %t", a, e.fresh, fresh)
 	}
-	if text, err := os.ReadFile(path); err != nil || string(text) != string(conf) {
+	if text, err := os.ReadFile(e.path); err != nil || string(text) != string(conf) {
 		t.Errorf("%s: saved %q, %v", a, text, err)
 	}
-	return path
+	return e.path
 }
 
 // TestStoreFresh: what may be a working attachment's is never taken for a new one's,
@@ -52,11 +53,10 @@ func TestStoreFresh(t *testing.T) {
 	s := store{dir: filepath.Join(t.TempDir(), "a", "b")}
 	eth0, net1 := endpoint{"n", "c", "eth0"}, endpoint{"n", "c", "net1"}
 	s.mustSave(t, eth0, confNamed("n", ""), true)
-	s.mustSave(t, eth0, confNamed("n", ""), false) // another, for all we know
-	if got := s.names(t); got != "c c@eth0" {
+	s.mustSave(t, eth0, confNamed("n", `,"a":1`), false) // the same again
+	if got := s.names(t); got != "c" {
 		t.Errorf("the files are %s", got)
 	}
-	s.mustSave(t, eth0, confNamed("n", `,"a":1`), false)
 	s.mustSave(t, endpoint{"other", "c", "net2"}, confNamed("other", ""), true) // certainly another
 	path := s.mustSave(t, net1, confNamed("n", ""), false)
 	if err := s.markFailed(net1, path, confNamed("n", "")); err != nil {
@@ -74,6 +74,66 @@ func TestStoreFresh(t *testing.T) {
 	}
 	if path := s.mustSave(t, endpoint{"n", "d", "eth0"}, confNamed("n", ""), false); path != filepath.Join(s.dir, "d") {
 		t.Errorf("a damaged file stays, beside %s", path)
+	}
+	// It may be the first interface's: another one leaves it.
+	s.mustSave(t, endpoint{"n", "e", "eth0"}, nil, true)
+	if path := s.mustSave(t, endpoint{"n", "e", "net1"}, confNamed("n", ""), false); path != filepath.Join(s.dir, "e@net1") {
+		t.Errorf("net1 has taken %s", path)
+	}
+}
+
+// TestStoreNotFirst: where another interface comes before the first, of one network or
+// two, the first one's ADD does not take its file, and neither does its DEL.
+func TestStoreNotFirst(t *testing.T) {
+	for _, network := range []string{"n", "other"} {
+		s := store{dir: t.TempDir()}
+		eth0, net1 := endpoint{"n", "c", "eth0"}, endpoint{network, "c", "net1"}
+		s.mustSave(t, net1, confNamed(network, ""), true)
+		if got := s.names(t); got != "c c@eth0" {
+			t.Errorf("the files are %s", got)
+		}
+		if _, err := s.find(eth0); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("eth0, which was not added: %v", err)
+		}
+		s.mustSave(t, eth0, confNamed("n", `,"a":1`), true)
+		for _, a := range []endpoint{eth0, net1} {
+			f, err := s.find(a)
+			if err == nil {
+				err = s.remove(a, f)
+			}
+			if err != nil || strings.Contains(string(f.conf), `"a":1`) != (a == eth0) {
+				t.Errorf("%s: %s, %v", a, f.conf, err)
+			}
+		}
+		if got := s.names(t); got != "" {
+			t.Errorf("left are %s", got)
+		}
+	}
+}
+
+// TestStoreSync: where a new file can't be made to last, there is none; that of an
+// attachment that was there stays.
+func TestStoreSync(t *testing.T) {
+	bad := errors.New("no sync")
+	s := store{dir: t.TempDir(), sync: func(string) error { return bad }}
+	a := endpoint{"n", "c", "net1"}
+	if _, err := s.save(a, confNamed("n", "")); !errors.Is(err, bad) {
+		t.Errorf("save: %v", err)
+	}
+	if got := s.names(t); got != "" {
+		t.Errorf("left are %s", got)
+	}
+	a.ifname = "eth0"
+	good := store{dir: s.dir}
+	good.mustSave(t, a, confNamed("n", ""), true)
+	if _, err := s.save(a, confNamed("n", "")); !errors.Is(err, bad) {
+		t.Errorf("save again: %v", err)
+	}
+	if _, err := s.find(a); err != nil {
+		t.Errorf("the working attachment's file: %v", err)
+	}
+	if got := s.names(t); got != "c" {
+		t.Errorf("left are %s", got)
 	}
 }
 
@@ -97,9 +157,11 @@ func TestStoreAtOnce(t *testing.T) {
 	for i := range 8 {
 		all.Go(func() {
 			a := endpoint{"n", "c", fmt.Sprintf("net%d", i)}
-			if _, _, err := s.save(a, confNamed("n", fmt.Sprintf(`,"i":%d`, i))); err != nil {
+			e, err := s.save(a, confNamed("n", fmt.Sprintf(`,"i":%d`, i)))
+			if err != nil {
 				t.Error(err)
 			}
+			e.close()
 		})
 	}
 	all.Wait()
@@ -121,7 +183,7 @@ func TestStoreAtOnce(t *testing.T) {
 func TestStoreErrors(t *testing.T) {
 	s := store{dir: t.TempDir()}
 	for _, a := range []endpoint{{"n", "../c", "eth0"}, {"n", "", "eth0"}, {"n", ".", "eth0"}, {"n", "c", "a/b"}, {"n", "c@d", "eth0"}, {"n", `c\d`, "eth0"}, {"n", "c", ""}} {
-		if _, _, err := s.save(a, confNamed("n", "")); err == nil {
+		if _, err := s.save(a, confNamed("n", "")); err == nil {
 			t.Errorf("%+v is saved", a)
 		}
 		if _, err := s.find(a); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -132,7 +194,7 @@ func TestStoreErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := endpoint{"n", "c", "eth0"}
-	if _, _, err := s.save(a, confNamed("n", "")); err == nil {
+	if _, err := s.save(a, confNamed("n", "")); err == nil {
 		t.Error("a directory is overwritten")
 	}
 	if _, err := s.find(a); err == nil || errors.Is(err, fs.ErrNotExist) {
