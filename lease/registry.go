@@ -148,6 +148,9 @@ type Stats struct {
 	// Unreadable: entries that were skipped because they could not be read,
 	// each value counted once.
 	Unreadable uint64
+	// UnreadableNow is how many of the store's entries can't be read at present: 0
+	// again when they have been mended or removed.
+	UnreadableNow int
 	// Peers is the number of other hosts' leases.
 	Peers int
 	// LastContact is when the store has last answered.

@@ -311,6 +311,8 @@ func TestWatchJunk(t *testing.T) {
 			settle(time.Second)
 			if s := h.reg.Stats(); s.Unreadable != uint64(11+i) {
 				t.Errorf("%d unreadable, want %d", s.Unreadable, 11+i)
+			} else if s.UnreadableNow != 11 {
+				t.Errorf("%d unreadable at present, want 11", s.UnreadableNow)
 			}
 		}
 		settle(20 * time.Hour)
@@ -329,6 +331,16 @@ func TestWatchJunk(t *testing.T) {
 		c.put(p.key().String(), value(2), time.Hour)
 		settle(time.Second)
 		h.has(p)
+		if s := h.reg.Stats(); s.UnreadableNow != 10 {
+			t.Errorf("%d unreadable after one was mended, want 10", s.UnreadableNow)
+		}
+		for _, key := range []string{"", "config", "10.5.3.0", "junk"} {
+			c.remove(key)
+		}
+		settle(time.Second)
+		if s := h.reg.Stats(); s.UnreadableNow != 6 || s.Unreadable != 18 {
+			t.Errorf("%d unreadable after four were removed, %d ever, want 6 and 18", s.UnreadableNow, s.Unreadable)
+		}
 	})
 }
 

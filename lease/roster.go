@@ -22,10 +22,11 @@ type roster struct {
 	cluster  uint64
 	revision uint64
 	members  map[string]*member
-	held     int    // members that are gone
-	changes  uint64 // grows with every change of what peers returns
-	inStore  covers // the subnets of readable members that are not gone
-	inHold   covers // and of those that are
+	held     int                 // members that are gone
+	junk     map[string]struct{} // keys in the store whose value can't be read now
+	changes  uint64              // grows with every change of what peers returns
+	inStore  covers              // the subnets of readable members that are not gone
+	inHold   covers              // and of those that are
 }
 
 // A member is one key.
@@ -45,7 +46,7 @@ type unreadable struct {
 }
 
 func newRoster(linger, ttl time.Duration) *roster {
-	return &roster{linger: linger, ttl: ttl, members: make(map[string]*member), inStore: newCovers(), inHold: newCovers()}
+	return &roster{linger: linger, ttl: ttl, members: make(map[string]*member), junk: make(map[string]struct{}), inStore: newCovers(), inHold: newCovers()}
 }
 
 // replaced reports whether a listing is of another store than the one known so far,
@@ -145,12 +146,14 @@ func (r *roster) put(e Entry) []unreadable {
 		var err error
 		l, err = parseEntry(e)
 		if m.parsed = err == nil; err != nil {
+			r.junk[e.Key] = struct{}{}
 			if same {
 				return nil
 			}
 			return []unreadable{{e.Key, err}}
 		}
 	}
+	delete(r.junk, e.Key)
 	if back || !m.readable || !l.Attrs.Equal(m.lease.Attrs) || l.Reserved != m.lease.Reserved {
 		r.changes++
 	}
@@ -167,6 +170,7 @@ func (r *roster) put(e Entry) []unreadable {
 // remove holds a member that is not in the store any more, or forgets it at once where
 // a live one has its place.
 func (r *roster) remove(key string, m *member, hold time.Duration, now time.Time) {
+	delete(r.junk, key)
 	if !m.readable || hold <= 0 {
 		r.drop(key, m)
 		return

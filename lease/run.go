@@ -50,7 +50,7 @@ func (r *Registry) Run(ctx context.Context, report func(View)) error {
 		return ErrNotHeld
 	}
 	r.running = true
-	k := &keeper{Registry: r, report: report, roster: r.roster,
+	k := &keeper{Registry: r, report: report, roster: r.roster, junk: -1,
 		retry: backoff{random: r.cfg.Rand}, dispute: backoff{random: r.cfg.Rand}}
 	var bad []unreadable
 	if k.roster == nil { // the first Run since Acquire
@@ -89,6 +89,7 @@ type keeper struct {
 	roster *roster
 	nudge  func() // asks the follower for a listing
 
+	junk      int       // unreadable entries in the store, when last counted
 	badSince  time.Time // unreadable entries are counted for the log from then on
 	badLogged int
 
@@ -225,6 +226,10 @@ func (k *keeper) take(l Listing, now time.Time) {
 // complain logs entries that can't be read: some of them, since whoever fills a store
 // with junk must not fill the log.
 func (k *keeper) complain(bad []unreadable) {
+	if n := len(k.roster.junk); n != k.junk {
+		k.junk = n
+		k.count(func(s *Stats) { s.UnreadableNow = n })
+	}
 	if time.Since(k.badSince) > repeatLog {
 		k.badSince, k.badLogged = time.Now(), 0
 	}
