@@ -93,8 +93,9 @@ func (m *member) tells(peer *member, backend string) {
 	t.Helper()
 	text := m.says(0, "ready\n", "backend "+backend, "all is well\n", m.file.Subnet.String(), m.c.etcd.Endpoint()+" /coreos.com/network",
 		"forward and masquerade, verified", peer.file.Subnet.String()+"   "+peer.addr.String()+"   "+backend+"\n")
-	if traffic := strings.Contains(text, "\ntraffic "); traffic != (backend == "udp") {
-		t.Errorf("the counters of packets are there: %v", traffic)
+	traffic := map[string]string{"udp": "\ntraffic    sent ", "vxlan": "\ntraffic    flannel.1: sent "}[backend]
+	if !strings.Contains(text, traffic) {
+		t.Errorf("no counters of packets (%q):\n%s", traffic, text)
 	}
 	code, r := m.document("-ping")
 	if code != 0 || !r.OK || len(r.Problems) > 0 || len(r.Peers) != 1 || r.Lease == nil || r.Host == nil || r.SubnetFile == nil {
@@ -107,6 +108,11 @@ func (m *member) tells(peer *member, backend string) {
 	device := map[string]string{"udp": "flannel0", "vxlan": "flannel.1"}[backend]
 	if h := r.Host; h.Interface != "eth0" || h.Addr4 != m.addr || h.MTU != 1500 || h.Device != device || h.DeviceMTU != m.file.MTU {
 		t.Errorf("%s: host %+v", m.Name(), h)
+	}
+	if counts := r.Host.Counters; (r.Traffic != nil) != (backend == "udp") || (len(counts) == 1) != (backend == "vxlan") {
+		t.Errorf("%s: counters %+v, of the device %+v", m.Name(), r.Traffic, counts)
+	} else if len(counts) == 1 && (counts[0].Device != device || counts[0].TX.Packets == 0 || counts[0].RX.Bytes == 0) {
+		t.Errorf("%s: counters of the device %+v", m.Name(), counts)
 	}
 	if f := r.SubnetFile; f.Path != m.labHost.file || f.Subnet != m.file.Subnet || f.MTU != m.file.MTU || f.Error != "" {
 		t.Errorf("%s: file %+v", m.Name(), f)
@@ -211,6 +217,13 @@ func TestStatusSocketCantBeHad(t *testing.T) {
 		p.ready()
 		if log := p.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, socket) {
 			t.Errorf("%s: not one warning:\n%s", socket, log)
+		}
+		want := fmt.Sprintf("error: daemon: process %d runs but does not answer at its socket: there is no %s\n", p.Pid(), socket)
+		if len(socket) > longestSocket {
+			want = "longer than the 107 bytes that a socket's name may have\n    -> give flanneld, and flanneld status, a shorter -status-socket\n"
+		}
+		if code, text := h.status("-status-socket=" + socket); code != 1 || !strings.Contains(text, want) {
+			t.Errorf("%s: exit %d, want %q:\n%s", socket, code, want, text)
 		}
 		if code, _ := p.stop(); code != 0 {
 			t.Errorf("%s: exit %d", socket, code)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +31,8 @@ type statusCommand struct {
 
 	// Tests replace these.
 	look, probe func(context.Context, *report.Report)
+	running     func(subnetFile string) (pid int)
+	isRoot      bool // sees everybody's processes
 }
 
 // statusFlags are the flags of flanneld status.
@@ -58,7 +61,7 @@ func runStatus(ctx context.Context, i invocation) (int, error) {
 // parseStatus reads the command line, and of the environment what says where the daemon
 // is; all else there is the daemon's business.
 func parseStatus(args, env []string) (*statusCommand, error) {
-	c := &statusCommand{timeout: 5, subnetFile: defaultSubnetFile, look: diagnose.Host, probe: diagnose.Ping}
+	c := &statusCommand{timeout: 5, subnetFile: defaultSubnetFile, look: diagnose.Host, probe: diagnose.Ping, running: runningDaemon, isRoot: os.Geteuid() == 0}
 	for name, p := range map[string]*string{"subnet-file": &c.subnetFile, "status-socket": &c.socket} {
 		for _, v := range env {
 			if value, ok := strings.CutPrefix(v, envName(name)+"="); ok && value != "" {
@@ -151,6 +154,8 @@ const mostAnswer = report.MaxDocument + 1<<20
 var (
 	// errSwitchedOff is that there is no socket by the user's own wish.
 	errSwitchedOff = errors.New("the status socket is switched off")
+	// errTooLong is that there can't be a socket of that name.
+	errTooLong = fmt.Errorf("longer than the %d bytes that a socket's name may have", longestSocket)
 	// errStrange is wrapped when what answers is no flanneld.
 	errStrange = errors.New("not the answer of a flanneld")
 )
@@ -161,7 +166,7 @@ func (c *statusCommand) fetch(ctx context.Context) (*report.Report, error) {
 		return nil, errSwitchedOff
 	}
 	if len(c.socket) > longestSocket {
-		return nil, fmt.Errorf("longer than the %d bytes that a socket's name may have: %w", longestSocket, fs.ErrNotExist)
+		return nil, errTooLong
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
 	if err != nil {
@@ -203,17 +208,18 @@ func exchange(conn net.Conn) (*report.Report, error) {
 
 // explain says why the daemon could not be asked, and what to do.
 func (c *statusCommand) explain(err error) report.Problem {
-	const start = "start it (systemctl start flanneld; journalctl -u flanneld says why it ended), or give the -subnet-file or -status-socket that it has"
 	p := report.Problem{Severity: report.Error, Subject: "daemon"}
 	switch {
 	case errors.Is(err, errSwitchedOff):
 		p.Text, p.Remedy = "can't be asked: its status socket is switched off", "start it without -status-socket="+noSocket
 	case errors.Is(err, fs.ErrPermission):
 		p.Text, p.Remedy = "can't be asked at "+c.socket+": permission denied", "run this as root: sudo flanneld status"
-	case errors.Is(err, fs.ErrNotExist):
-		p.Text, p.Remedy = "flanneld does not run: there is no "+c.socket, start
+	case errors.Is(err, errTooLong):
+		p.Text, p.Remedy = "can't be asked at "+c.socket+": that is "+err.Error(), "give flanneld, and flanneld status, a shorter -status-socket"
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		p.Text, p.Remedy = c.absent("there is no " + c.socket)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		p.Text, p.Remedy = "flanneld does not run: nobody listens at "+c.socket, start
+		p.Text, p.Remedy = c.absent("nobody listens at " + c.socket)
 	case errors.Is(err, context.DeadlineExceeded):
 		p.Text = fmt.Sprintf("no answer at %s within %d seconds", c.socket, c.timeout)
 		p.Remedy = "it is stopped or this host overloaded, if that is flanneld's socket: see its log, and restart it"
@@ -224,3 +230,23 @@ func (c *statusCommand) explain(err error) report.Problem {
 	}
 	return p
 }
+
+// absent explains that nobody is at the socket: there may be something else in its
+// place, or a daemon that could not make it, or none.
+func (c *statusCommand) absent(what string) (text, remedy string) {
+	if info, err := os.Lstat(c.socket); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return fmt.Sprintf("can't be asked: %s is %s, not a socket", c.socket, kindOf(info)), "remove it: flanneld, if it runs, makes its socket within " + spell(socketEvery)
+	}
+	if pid := c.running(absolute(c.subnetFile)); pid != 0 {
+		return fmt.Sprintf("process %d runs but does not answer at its socket: %s", pid, what),
+			"its log says why it could not make it (a directory that it can't write to, -status-socket=none, flannel's own flanneld), or give the -status-socket that it has"
+	}
+	text = "flanneld does not run: " + what
+	if !c.isRoot {
+		text = "flanneld does not run, or could not make its socket: " + what
+	}
+	return text, "start it (systemctl start flanneld; journalctl -u flanneld says why it ended), or give the -subnet-file or -status-socket that it has"
+}
+
+// spell is a short time for people.
+func spell(d time.Duration) string { return fmt.Sprintf("%d seconds", int(d.Seconds())) }

@@ -130,12 +130,35 @@ func TestStatusWithoutDaemon(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), link); err != nil {
+		t.Fatal(err)
+	}
 	for socket, want := range map[string]string{
-		filepath.Join(dir, "none"): "does not run: there is no " + dir, stale: "does not run: nobody listens at " + stale, file: "does not run: nobody listens at " + file,
-		"none": "switched off", filepath.Join(dir, strings.Repeat("x", 200)): "does not run",
+		filepath.Join(dir, "none"): "does not run: there is no " + dir, stale: "does not run: nobody listens at " + stale,
+		file: file + " is a file, not a socket -> remove it", link: link + " is a symbolic link, not a socket -> remove it", dir: dir + " is a directory, not a socket",
+		"none": "switched off", filepath.Join(dir, strings.Repeat("x", 200)): "longer than the 107 bytes that a socket's name may have -> give flanneld, and flanneld status, a shorter -status-socket",
+		filepath.Join(file, "s"): "does not run: there is no",
 	} {
 		if got := only(t, asks(t, socket)); !strings.Contains(got, want) || strings.HasSuffix(got, "-> ") {
 			t.Errorf("%s: %q, want %q", socket, got, want)
+		}
+	}
+	c := statusOf(t, "-status-socket="+stale, "-subnet-file="+filepath.Join(dir, "f.env"))
+	c.isRoot = false
+	if got := only(t, c.ask(t.Context())); !strings.Contains(got, "does not run, or could not make its socket: nobody listens at "+stale) {
+		t.Errorf("what nobody can know: %s", got)
+	}
+	c.running = func(file string) int {
+		if file != filepath.Join(dir, "f.env") {
+			t.Errorf("looks for a daemon of %s", file)
+		}
+		return 7
+	}
+	for _, socket := range []string{stale, filepath.Join(dir, "none")} {
+		c.socket = socket
+		if got := only(t, c.ask(t.Context())); strings.Contains(got, "does not run") || !strings.Contains(got, "process 7 runs but does not answer at its socket") || !strings.Contains(got, socket) {
+			t.Errorf("beside a daemon without a socket: %s", got)
 		}
 	}
 	denied := statusOf(t).explain(&os.PathError{Op: "dial", Path: "/run/flannel/subnet.sock", Err: os.ErrPermission})

@@ -121,7 +121,7 @@ func (d *daemon) reportNode(r *report.Report, n node) {
 	}
 	st := r.Store
 	st.LastContact, st.LastError = s.Lease.LastContact, lastError
-	st.Renewals, st.RenewErrors, st.StoreErrors, st.Retaken, st.Unreadable = s.Lease.Renewals, s.Lease.RenewErrors, s.Lease.StoreErrors, s.Lease.Retaken, s.Lease.Unreadable
+	st.Renewals, st.RenewErrors, st.StoreErrors, st.Retaken, st.Unreadable, st.UnreadableNow = s.Lease.Renewals, s.Lease.RenewErrors, s.Lease.StoreErrors, s.Lease.Retaken, s.Lease.Unreadable, s.Lease.UnreadableNow
 	if nw.BackendType == "udp" { // else nothing passes this process that it could count
 		r.Traffic = &report.Traffic{
 			TX:    report.Direction{Packets: s.Packets.TX.Packets, Bytes: s.Packets.TX.Bytes},

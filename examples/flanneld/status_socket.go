@@ -28,6 +28,22 @@ const (
 // errInUse is wrapped when another process answers at a socket.
 var errInUse = errors.New("another daemon answers there")
 
+// errStrangeFile is wrapped when something else has a socket's name.
+var errStrangeFile = errors.New("not a socket")
+
+// kindOf says what a file is that should be a socket.
+func kindOf(info fs.FileInfo) string {
+	switch info.Mode().Type() {
+	case 0:
+		return "a file"
+	case fs.ModeDir:
+		return "a directory"
+	case fs.ModeSymlink:
+		return "a symbolic link"
+	}
+	return "something else"
+}
+
 // socketOf returns where a daemon with these options has its status socket.
 func socketOf(socket, subnetFile string) string {
 	if socket != "" {
@@ -176,12 +192,16 @@ func listenSocket(path string) (*socketListener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fail(err, place)
 	}
-	unlock, err := lockDirectory(filepath.Dir(path))
+	unlock, err := lockSocket(path)
 	if err != nil {
 		return fail(err, place)
 	}
 	defer unlock()
-	if err := removeStale(path); err != nil {
+	if err := removeStale(path); errors.Is(err, errStrangeFile) {
+		return fail(err, "remove it, or give another -status-socket, or none")
+	} else if err != nil && !errors.Is(err, errInUse) {
+		return fail(err, place)
+	} else if err != nil {
 		return fail(err, "two daemons need different ones: give another -status-socket, or -subnet-file, or stop the other one")
 	}
 	cfg := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return ownerOnly(c) }}
@@ -210,7 +230,7 @@ func removeStale(path string) error {
 	case err != nil:
 		return err
 	case info.Mode().Type() != fs.ModeSocket:
-		return errors.New("there is something else of that name")
+		return fmt.Errorf("it is %s, %w", kindOf(info), errStrangeFile)
 	}
 	c, err := net.Dial("unix", path) // at once, or not at all: a queue that is full is an error
 	if err == nil {
@@ -232,7 +252,7 @@ func cleanSocket(o *options, log *slog.Logger) error {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	unlock, err := lockDirectory(filepath.Dir(path))
+	unlock, err := lockSocket(path)
 	if err != nil {
 		return fmt.Errorf("remove the status socket: %w", err)
 	}
@@ -254,7 +274,7 @@ func (l *socketListener) there() bool {
 
 // end removes the file, unless it is another's by now.
 func (l *socketListener) end() error {
-	unlock, err := lockDirectory(filepath.Dir(l.path))
+	unlock, err := lockSocket(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

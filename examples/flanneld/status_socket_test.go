@@ -164,6 +164,9 @@ func TestSocketRefused(t *testing.T) {
 			t.Errorf("%s: no error", name)
 			continue
 		}
+		if name == "a file" && !strings.Contains(err.Error(), "it is a file, not a socket (remove it,") || strings.Contains(err.Error(), "two daemons") {
+			t.Errorf("%s: %q does not say what is there", name, err)
+		}
 		if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "-status-socket") {
 			t.Errorf("%s: %q says neither where nor what to do", name, err)
 		}

@@ -4,7 +4,7 @@
 // Host works in two steps. A snapshot of what the kernel and some files say is taken
 // (snapshot_linux.go, filter_linux.go, files.go), which is all that needs Linux. The
 // checks are pure functions over it and the report (devices.go, bridges.go, routes.go,
-// filter.go, settings.go), so that each of them is tested with made up hosts.
+// ways.go, filter.go, settings.go), so that each of them is tested with made up hosts.
 //
 // Rather nothing than a false alarm: what can't be looked at, because it takes a
 // privilege or is not known while no daemon runs, is left out, and of a packet filter's
@@ -28,9 +28,12 @@ import (
 // dockerConfig is dockerd's own configuration file.
 const dockerConfig = "/etc/docker/daemon.json"
 
+// cniDir is where runtimes look for CNI networks, if they are not told otherwise.
+const cniDir = "/etc/cni/net.d"
+
 // Host looks at the network namespace of the calling thread and at the files that a
-// container runtime reads, and adds to the report: its Bridges, and Host.Device and
-// Host.DeviceMTU if Host is there without them; what SubnetFile.Path says, if the
+// container runtime reads, and adds to the report: its Bridges; if Host is there,
+// its Counters, and its Device and DeviceMTU if it has none; what SubnetFile.Path says, if the
 // report does not have that yet; and to its Problems what is wrong.
 //
 // The report may be that of a running daemon, or have nothing but SubnetFile.Path: then
@@ -40,7 +43,7 @@ const dockerConfig = "/etc/docker/daemon.json"
 // ends, what is not looked at yet is left out. On other systems than Linux only the
 // files are looked at.
 func Host(ctx context.Context, r *report.Report) {
-	at := paths{dockerConfig: dockerConfig}
+	at := paths{dockerConfig: dockerConfig, cniDir: cniDir}
 	if r.SubnetFile != nil && r.SubnetFile.Path == subnetenv.DefaultPath {
 		// Where mk-docker-opts and the old guides have put Docker's options.
 		at.dockerOptions = []string{"/run/docker_opts.env", "/run/flannel_docker_opts.env"}
@@ -52,13 +55,14 @@ func Host(ctx context.Context, r *report.Report) {
 type paths struct {
 	dockerConfig  string
 	dockerOptions []string
+	cniDir        string
 }
 
 // look is Host, with other files in tests.
 func look(ctx context.Context, r *report.Report, at paths) {
 	if r.SubnetFile != nil && r.SubnetFile.Path != "" {
 		dir := filepath.Dir(r.SubnetFile.Path)
-		at.dockerOptions = append(found(dir, "*docker_opts*"), at.dockerOptions...)
+		at.dockerOptions = append(dockerOptionFiles(dir), at.dockerOptions...)
 	}
 	h := snapshot(ctx)
 	h.files = readFiles(r, at)
@@ -67,14 +71,16 @@ func look(ctx context.Context, r *report.Report, at paths) {
 		v4, v6 := f.families()
 		h.filters = readFilters(ctx, v4, v6)
 	}
+	h.policies, h.ways = readWays(ctx, f, h)
 	judge(r, f, h)
 }
 
 // judge adds what the snapshot tells to the report.
 func judge(r *report.Report, f facts, h host) {
 	fill(r, f, h)
+	settleRules(r, h)
 	for _, check := range []func(facts, host) []report.Problem{
-		checkInterface, checkDevices, checkRoutes, checkOverlaps, checkBridges, checkForwarding, checkFilters, checkSubnetFile, checkDocker,
+		checkInterface, checkDevices, checkRoutes, checkWays, checkOverlaps, checkBridges, checkForwarding, checkFilters, checkSubnetFile, checkDocker,
 	} {
 		r.Problems = append(r.Problems, check(f, h)...)
 	}
@@ -251,7 +257,7 @@ func (f facts) families() (v4, v6 bool) {
 func fill(r *report.Report, f facts, h host) {
 	r.Bridges = nil
 	for _, l := range h.links {
-		if l.kind == "bridge" {
+		if f.isContainers(h, l) || l.kind == "bridge" && f.inNetwork(l) {
 			r.Bridges = append(r.Bridges, report.Bridge{Name: l.name, Addrs: l.global(), MTU: l.mtu, Ports: l.ports})
 		}
 	}
@@ -262,6 +268,14 @@ func fill(r *report.Report, f facts, h host) {
 		}
 		if l, ok := h.link(r.Host.Device); ok && r.Host.DeviceMTU == 0 {
 			r.Host.DeviceMTU = l.mtu
+		}
+	}
+	if r.Host != nil && r.Traffic == nil {
+		r.Host.Counters = nil
+		for _, name := range f.devices {
+			if l, ok := h.link(name); ok {
+				r.Host.Counters = append(r.Host.Counters, report.DeviceCounters{Device: name, TX: l.tx, RX: l.rx})
+			}
 		}
 	}
 	if s := r.SubnetFile; s != nil && s.Error == "" && !s.Subnet.IsValid() && !s.Subnet6.IsValid() && s.Path != "" {

@@ -1,6 +1,7 @@
 package diagnose
 
 import (
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ func readFiles(r *report.Report, at paths) files {
 			fs.docker = append(fs.docker, file{path, text})
 		}
 	}
+	fs.cni = flannelCNI(at.cniDir)
 	fs.config = file{at.dockerConfig, readSome(at.dockerConfig)}
 	return fs
 }
@@ -46,17 +48,31 @@ func readSome(path string) []byte {
 	return text
 }
 
-// found lists the files in a directory that match a pattern.
-func found(dir, pattern string) (list []string) {
+// dockerOptionFiles are the names under which mk-docker-opts and the units of flannel and
+// this project put Docker's options beside the subnet file. Backups of them are not read
+// by anybody.
+func dockerOptionFiles(dir string) []string {
+	return []string{filepath.Join(dir, "docker_opts.env"), filepath.Join(dir, "flannel_docker_opts.env")}
+}
+
+// flannelCNI reports whether a directory has the configuration of a network of the CNI
+// plugin flannel. Runtimes read files of these names only.
+func flannelCNI(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil
+		return false // nor can it be told if it may not be read
 	}
-	for _, e := range entries {
-		if ok, err := filepath.Match(pattern, e.Name()); ok && err == nil {
-			list = append(list, filepath.Join(dir, e.Name()))
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		if !slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
+			return false
 		}
-	}
-	slices.Sort(list)
-	return list
+		var conf struct {
+			Type    string
+			Plugins []struct{ Type string }
+		}
+		if json.Unmarshal(readSome(filepath.Join(dir, e.Name())), &conf) != nil {
+			return false
+		}
+		return conf.Type == "flannel" || slices.ContainsFunc(conf.Plugins, func(p struct{ Type string }) bool { return p.Type == "flannel" })
+	})
 }

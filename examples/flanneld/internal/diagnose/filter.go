@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/flannelkit/flannelkit/examples/flanneld/internal/report"
 )
 
 // The packet filter is asked as the kernel does it: two packets that begin a connection,
@@ -17,10 +15,30 @@ import (
 
 // A filter is a table of a packet filter, of one address family.
 type filter struct {
-	name   string // for people: "iptables", "nftables inet firewall"
-	v6     bool
-	base   []string // chains that see forwarded packets
+	name string // for people: "iptables", "iptables raw", "nftables inet firewall"
+	v6   bool
+	// kept: flanneld's rules stand first in base, if it is to make any.
+	kept   bool
+	base   []string // chains that see forwarded packets,
+	before []string // and those that see them before it is known where they go
 	chains map[string]*chain
+	// named are single destinations that rules name.
+	named []target
+	// marks: a rule marks packets; asks: a rule asks for a mark.
+	marks, asks bool
+}
+
+// A target is where a packet goes to; 0 is any port.
+type target struct {
+	addr netip.Addr
+	port uint16
+}
+
+func (t target) String() string {
+	if t.port == 0 {
+		return t.addr.String()
+	}
+	return netip.AddrPortFrom(t.addr, t.port).String()
 }
 
 // nativeName begins the names of tables that are not iptables'.
@@ -34,9 +52,29 @@ type chain struct {
 
 // A rule is what is asked of a packet, and what becomes of it.
 type rule struct {
+	at    int // its number in the chain, from 1: one with a map of verdicts is several here
 	conds []cond
 	do    action
 	to    string // for jump and goTo
+	// dst is the destination that is asked for, if that is a single one.
+	dst         target
+	marks, asks bool // as of a filter
+}
+
+// add adds a rule, which may be made of several, to a chain.
+func (f *filter) add(c *chain, rules ...rule) {
+	at := 1
+	if n := len(c.rules); n > 0 {
+		at = c.rules[n-1].at + 1
+	}
+	for _, r := range rules {
+		r.at = at
+		c.rules = append(c.rules, r)
+		f.marks, f.asks = f.marks || r.marks, f.asks || r.asks
+		if r.dst.addr.IsValid() && !slices.Contains(f.named, r.dst) {
+			f.named = append(f.named, r.dst)
+		}
+	}
 }
 
 // A cond is a question about a packet.
@@ -59,12 +97,16 @@ const (
 	jump
 	goTo
 	back // to the chain that jumped here, or to the policy
+	// perhaps: who knows, it may be accepted or not.
+	perhaps
 )
 
-// A packet begins a connection. An empty name of an interface is not known.
+// A packet begins a connection. An empty name of an interface and port 0 are not known.
 type packet struct {
 	src, dst netip.Addr
 	in, out  string
+	port     uint16 // of the destination
+	marked   bool   // somebody may have marked it; else nobody has
 }
 
 // A verdict is the end of a packet's way through a table.
@@ -100,7 +142,7 @@ func (f filter) follow(name string, p packet, depth int, steps *int, v *verdict)
 	if c == nil || depth > maxDepth {
 		return proceed
 	}
-	for i, r := range c.rules {
+	for _, r := range c.rules {
 		if *steps--; *steps <= 0 {
 			return proceed
 		}
@@ -119,10 +161,12 @@ func (f filter) follow(name string, p packet, depth int, steps *int, v *verdict)
 				do = back
 			}
 		} else if do == drop {
-			v.why = fmt.Sprintf("rule %d of %s", i+1, name)
+			v.why = fmt.Sprintf("rule %d of %s", r.at, name)
 		}
 		switch {
 		case do == proceed:
+		case do == perhaps:
+			v.unsure = true
 		case holds == maybe:
 			v.unsure = v.unsure || do != drop
 		case do == back:
@@ -168,6 +212,46 @@ func not(negated bool, c cond) cond {
 	return func(p packet) answer { return c(p).invert() }
 }
 
+// noMark asks whether a packet has no mark, or the other way round.
+func noMark(want bool) cond {
+	return func(p packet) answer {
+		if p.marked {
+			return maybe
+		}
+		return truth(want)
+	}
+}
+
+// portIn asks for the destination's port.
+func portIn(first, last uint16) cond {
+	return func(p packet) answer {
+		if p.port == 0 {
+			return maybe
+		}
+		return truth(first <= p.port && p.port <= last)
+	}
+}
+
+// xtTarget is what a target of iptables does that is no verdict and no chain.
+// Those that are not known here may do anything: NFQUEUE asks a program.
+func xtTarget(name string) action {
+	switch name {
+	case "ACCEPT":
+		return accept
+	case "DROP", "REJECT":
+		return drop
+	case "RETURN":
+		return back
+	case "MARK", "CONNMARK", "LOG", "NFLOG", "ULOG", "TRACE", "AUDIT", "TCPMSS", "TCPOPTSTRIP", "CHECKSUM", "CLASSIFY", "CT", "NOTRACK",
+		"SET", "DSCP", "TOS", "ECN", "TTL", "HL", "SECMARK", "CONNSECMARK", "IDLETIMER", "LED", "RATEEST", "TEE":
+		return proceed
+	}
+	return perhaps
+}
+
+// xtMarks reports whether a target of iptables marks packets.
+func xtMarks(name string) bool { return name == "MARK" || name == "CONNMARK" || name == "TPROXY" }
+
 // addrIn asks for an address.
 func addrIn(src bool, in netip.Prefix) cond {
 	return func(p packet) answer {
@@ -193,94 +277,4 @@ func linkIs(out bool, name string) cond {
 		}
 		return truth(have == name)
 	}
-}
-
-// filterMatters: nobody else makes and checks rules that accept the overlay's packets.
-func (f facts) filterMatters() bool {
-	return len(f.networks) > 0 && len(f.subnets) > 0 && (f.r.Rules == nil || !f.r.Rules.Forward)
-}
-
-// checkFilters looks whether containers' packets would be dropped.
-func checkFilters(f facts, h host) (list []report.Problem) {
-	if !f.filterMatters() {
-		return nil
-	}
-	for _, filter := range h.filters {
-		for _, own := range f.subnets {
-			network, there := f.network(own.Addr()), remote(f, own)
-			if own.Addr().Is4() == filter.v6 || !there.IsValid() {
-				continue
-			}
-			reasons := f.dropped(h, filter, own, there)
-			if len(reasons) == 0 {
-				continue
-			}
-			remedy := "run flanneld without -iptables-forward-rules=false, or add rules at the top of FORWARD that accept what comes from and goes to "
-			if strings.HasPrefix(filter.name, nativeName) {
-				remedy = "have this very table accept what comes from and goes to (no rule elsewhere can overrule it) "
-			}
-			list = append(list, problem(report.Error, "filter "+filter.name, remedy+network.String(),
-				"%s drops containers' packets to or from other hosts (%s): no rule accepts those of %v", filter.name, some(reasons), network))
-		}
-	}
-	return list
-}
-
-// dropped sends packets of both directions through a table, and returns why they are
-// dropped.
-func (f facts) dropped(h host, table filter, own netip.Prefix, there netip.Addr) (reasons []string) {
-	bridge, device, here := "", "", last(own)
-	if b := h.bridges([]netip.Prefix{own}); len(b) > 0 {
-		bridge = b[0].name
-	}
-	if yes, known := f.tunnels(); known && !yes {
-		device = f.ext
-	} else if len(f.devices) > 0 {
-		device = f.devices[0]
-	}
-	for _, p := range []packet{{here, there, bridge, device}, {there, here, device, bridge}} {
-		for _, base := range table.base {
-			if v := table.walk(base, p); v.dropped && !v.unsure && !slices.Contains(reasons, v.why) {
-				reasons = append(reasons, v.why)
-			}
-		}
-	}
-	return reasons
-}
-
-// remote is the address of a container on another host.
-func remote(f facts, own netip.Prefix) netip.Addr {
-	for _, p := range f.r.Peers {
-		for _, s := range valid(p.Subnet, p.Subnet6) {
-			if s.Addr().Is4() == own.Addr().Is4() {
-				return last(s)
-			}
-		}
-	}
-	network := f.network(own.Addr())
-	if !network.IsValid() || own.Contains(network.Addr()) && own.Contains(last(network)) {
-		return netip.Addr{}
-	}
-	if !own.Contains(last(network)) {
-		return last(network)
-	}
-	return network.Addr().Next()
-}
-
-// last is the last address but one of a prefix: an address that nobody has a rule for.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := range b {
-		switch bits := p.Bits() - 8*i; {
-		case bits <= 0:
-			b[i] = 0xff
-		case bits < 8:
-			b[i] |= 0xff >> bits
-		}
-	}
-	a, _ := netip.AddrFromSlice(b)
-	if before := a.Prev(); p.Contains(before) {
-		return before
-	}
-	return a
 }

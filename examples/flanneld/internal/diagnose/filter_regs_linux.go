@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,8 +24,69 @@ func nftVerdict(v *expr.Verdict) (do action, to string) {
 		return goTo, v.Chain
 	case expr.VerdictReturn:
 		return back, ""
+	case expr.VerdictContinue, expr.VerdictBreak:
+		return proceed, ""
 	}
-	return proceed, ""
+	return perhaps, "" // NF_QUEUE and what may come
+}
+
+// verdictOf is what an element of a map of verdicts does.
+func verdictOf(data []byte) (do action, to string) {
+	ad, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return perhaps, ""
+	}
+	ad.ByteOrder = binary.BigEndian
+	code, v := false, expr.Verdict{}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			code, v.Kind = true, expr.VerdictKind(int32(ad.Uint32()))
+		case unix.NFTA_VERDICT_CHAIN:
+			v.Chain = ad.String()
+		}
+	}
+	if !code || ad.Err() != nil {
+		return perhaps, ""
+	}
+	return nftVerdict(&v)
+}
+
+// finder finds the element of a set that a value is or is in, -1 if there is none. The
+// intervals of a set are where they begin and, with a flag, where they have ended.
+func finder(v value, list []nftables.SetElement) func(packet) (i int, known bool) {
+	intervals, all := false, -1
+	for i, e := range list {
+		if len(e.Key) == 0 {
+			all = i // the one for all others
+		}
+		if len(e.KeyEnd) > 0 { // intervals of several fields
+			v = nil
+		}
+		intervals = intervals || e.IntervalEnd
+	}
+	return func(p packet) (int, bool) {
+		if v == nil || len(list) == 0 {
+			return 0, false
+		}
+		have, best := v(p), -1
+		for i, e := range list {
+			if len(have) < max(len(e.Key), 1) {
+				return 0, false
+			}
+			switch c := bytes.Compare(e.Key, have[:len(e.Key)]); {
+			case i == all:
+			case c == 0 && (best < 0 || !e.IntervalEnd || !bytes.Equal(list[best].Key, e.Key)):
+				best = i
+			case c < 0 && intervals && (best < 0 || bytes.Compare(list[best].Key, e.Key) < 0 || list[best].IntervalEnd && bytes.Equal(list[best].Key, e.Key)):
+				best = i
+			}
+		}
+		if best < 0 || list[best].IntervalEnd {
+			return all, true
+		}
+		return best, true
+	}
 }
 
 // constant is the same for every packet.
@@ -44,7 +107,24 @@ func metaValue(key expr.MetaKey, v6 bool) value {
 	case expr.MetaKeyL4PROTO:
 		return constant([]byte{unix.IPPROTO_TCP})
 	case expr.MetaKeyMARK:
-		return constant(make([]byte, 4)) // nobody has marked a container's packet
+		return func(p packet) []byte {
+			if p.marked {
+				return nil
+			}
+			return make([]byte, 4)
+		}
+	}
+	return nil
+}
+
+// ctValue is what is known of a connection that begins, and whose addresses nobody
+// translates.
+func ctValue(key expr.CtKey) value {
+	switch key {
+	case expr.CtKeySTATE:
+		return constant(binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW))
+	case expr.CtKeySTATUS:
+		return constant(make([]byte, 4))
 	}
 	return nil
 }
@@ -61,6 +141,14 @@ func ifname(name string) []byte {
 
 // payloadValue is a part of the packet: of its addresses, we know what they are.
 func payloadValue(e *expr.Payload, v6 bool) value {
+	if payloadPart(e, v6) == dstPort {
+		return func(p packet) []byte {
+			if p.port == 0 {
+				return nil
+			}
+			return binary.BigEndian.AppendUint16(nil, p.port)
+		}
+	}
 	if e.Base != expr.PayloadBaseNetworkHeader {
 		return nil
 	}
@@ -148,7 +236,7 @@ func matchCond(m *expr.Match) cond {
 	case *xt.Unknown:
 		if m.Name == "mark" && len(*info) >= 9 { // struct xt_mark_mtinfo1: mark, mask, invert
 			mark := binary.NativeEndian.Uint32(*info)
-			return not((*info)[8] != 0, func(packet) answer { return truth(mark == 0) })
+			return not((*info)[8] != 0, noMark(mark == 0))
 		}
 		return unknown
 	default:

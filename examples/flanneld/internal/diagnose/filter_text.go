@@ -7,27 +7,41 @@ import (
 	"strings"
 )
 
-// parseSave reads the table filter of what iptables-save prints (iptables-extensions(8)).
+// parseSave reads what iptables-save prints of one table (iptables-extensions(8)).
 func parseSave(text, name string, v6 bool) (f filter) {
-	f = filter{name: name, v6: v6, base: []string{"FORWARD"}, chains: make(map[string]*chain)}
-	inside := false
+	f = filter{name: name, v6: v6, chains: make(map[string]*chain)}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
 		switch {
 		case strings.HasPrefix(line, "*"):
-			inside = line == "*filter"
-		case !inside:
+			f.place(line[1:])
 		case strings.HasPrefix(line, ":"):
 			words := append(strings.Fields(line[1:]), "", "")
 			f.chains[words[0]] = &chain{drop: words[1] == "DROP"}
 		case strings.HasPrefix(line, "-A "):
 			words := splitRule(line)
 			if c := f.chains[words[1]]; c != nil && len(words) > 2 {
-				c.rules = append(c.rules, f.parseRule(words[2:]))
+				f.add(c, f.parseRule(words[2:]))
 			}
 		}
 	}
 	return f
+}
+
+// place says where the packets that are forwarded meet a table of iptables. In the table
+// nat nothing may be dropped.
+func (f *filter) place(table string) {
+	if f.kept = table == "filter"; !f.kept {
+		f.name += " " + table
+	}
+	switch table {
+	case "filter", "security":
+		f.base = []string{"FORWARD"}
+	case "mangle":
+		f.base, f.before = []string{"FORWARD"}, []string{"PREROUTING"}
+	case "raw":
+		f.before = []string{"PREROUTING"}
+	}
 }
 
 // splitRule splits a rule into words: "double quotes" hold one together.
@@ -77,6 +91,9 @@ func (f filter) parseRule(words []string) (r rule) {
 			c = unknown
 			if p, err := parsePrefix(value); err == nil {
 				c = addrIn(words[i] == "-s", p)
+				if words[i] == "-d" && p.IsSingleIP() && !negated {
+					r.dst.addr = p.Addr()
+				}
 			}
 		case "-i", "-o":
 			c = linkIs(words[i] == "-o", value)
@@ -87,11 +104,20 @@ func (f filter) parseRule(words []string) (r rule) {
 			c = func(packet) answer {
 				return truth(slices.Contains([]string{"tcp", "6", "all", "0"}, strings.ToLower(value)))
 			}
+		case "--dport":
+			c = unknown
+			if port, err := strconv.ParseUint(value, 10, 16); err == nil {
+				c = portIn(uint16(port), uint16(port))
+				if !negated {
+					r.dst.port = uint16(port)
+				}
+			}
 		case "--mark":
-			c = markIs(value)
+			c, r.asks = markIs(value), true
 		case "-m", "--comment":
 		case "-j", "-g":
 			r.do, r.to = f.target(words[i] == "-g", value)
+			r.marks = r.to == "" && xtMarks(value)
 			return r // what follows belongs to the target
 		default:
 			c, value = unknown, "" // of what comes next, the same will be thought
@@ -110,28 +136,22 @@ func (f filter) parseRule(words []string) (r rule) {
 // target is what a rule does.
 func (f filter) target(goes bool, name string) (do action, to string) {
 	switch {
-	case name == "ACCEPT":
-		return accept, ""
-	case name == "DROP" || name == "REJECT":
-		return drop, ""
-	case name == "RETURN":
-		return back, ""
 	case goes:
 		return goTo, name
 	case f.chains[name] != nil:
 		return jump, name
 	}
-	return proceed, "" // LOG, MARK and the like
+	return xtTarget(name), ""
 }
 
-// markIs asks for a packet's mark, which is 0: nobody has marked a container's packet.
+// markIs asks for a packet's mark, which is 0 unless somebody has marked it.
 func markIs(value string) cond {
 	word, _, _ := strings.Cut(value, "/")
 	mark, err := strconv.ParseUint(word, 0, 32)
 	if err != nil {
 		return unknown
 	}
-	return func(packet) answer { return truth(mark == 0) }
+	return noMark(mark == 0)
 }
 
 // parsePrefix reads 10.5.0.0/16, 10.5.0.1, or 10.5.0.0/255.255.0.0.

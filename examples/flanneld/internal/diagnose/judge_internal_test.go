@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -115,6 +116,14 @@ func otherCases() []judged {
 		{"no subnet file, and known", func(r *report.Report, h *host) {
 			h.files.subnetErr, r.Problems = fs.ErrNotExist, []report.Problem{{Severity: report.Error, Subject: "subnet-file", Text: "why", Remedy: "what"}}
 		}, []string{"error subnet-file: why"}},
+		{"no subnet file, since the daemon waits", func(r *report.Report, h *host) {
+			*r = report.Report{Daemon: r.Daemon}
+			h.files.subnetPath, h.files.subnetErr = "subnet.env", fs.ErrNotExist
+		}, nil},
+		{"no subnet file, no daemon", func(r *report.Report, h *host) {
+			*r = report.Report{}
+			h.files.subnetPath, h.files.subnetErr = "subnet.env", fs.ErrNotExist
+		}, []string{"error subnet-file: subnet.env is not there: no flanneld has had a subnet"}},
 		{"a secret subnet file", func(_ *report.Report, h *host) { h.files.subnetErr = fs.ErrPermission }, nil},
 		{"another MTU", func(_ *report.Report, h *host) {
 			h.files = files{subnetPath: "subnet.env", subnet: subnetenv.File{Network: netip.MustParsePrefix("10.5.0.0/16"), Subnet: netip.MustParsePrefix("10.5.1.0/24"), MTU: 1500}}
@@ -169,5 +178,26 @@ func TestWalkEnds(t *testing.T) {
 	f.walk("FORWARD", packet{src: netip.MustParseAddr("10.5.1.2"), dst: netip.MustParseAddr("10.5.2.2")})
 	if v := f.walk("none", packet{}); v.dropped {
 		t.Error("a chain that is not there drops")
+	}
+}
+
+// TestRouteDel: the command of a remedy removes that route and no other.
+func TestRouteDel(t *testing.T) {
+	dst, dst6 := netip.MustParsePrefix("10.5.64.0/26"), netip.MustParsePrefix("fd00:5::/64")
+	gw, gw6 := netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("fe80::1")
+	for want, r := range map[string]route{
+		"ip route del 10.5.64.0/26 dev tun1":                          {dst: dst, dev: "tun1"},
+		"ip route del 10.5.64.0/26 via 192.0.2.9 dev eth0 metric 100": {dst: dst, gw: gw, dev: "eth0", metric: 100},
+		"ip route del 10.5.64.0/26 via inet6 fe80::1 dev eth0":        {dst: dst, gw: gw6, dev: "eth0"},
+		"ip route del blackhole 10.5.64.0/26 metric 2147483647":       {dst: dst, dead: true, kind: "blackhole", metric: 2147483647},
+		"ip route del prohibit 10.5.64.0/26":                          {dst: dst, dead: true, kind: "prohibit"},
+		"ip route del fd00:5::/64 via fe80::1 dev eth0 metric 1024":   {dst: dst6, dev: "eth0", gw: gw6, metric: 1024},
+	} {
+		f, h := made()
+		f.networks = append(f.networks, netip.MustParsePrefix("fd00:5::/48"))
+		p, bad := f.judgeRoute(h, r)
+		if !bad || !strings.HasSuffix(p.Remedy, ": "+want) {
+			t.Errorf("%+v: %v, %q, want %s", r, bad, p.Remedy, want)
+		}
 	}
 }

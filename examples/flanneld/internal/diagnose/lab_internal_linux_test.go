@@ -164,6 +164,9 @@ func (h *labHost) file() subnetenv.File {
 	}
 }
 
+// cni is where its CNI networks are, if there are any.
+func (h *labHost) cni() string { return filepath.Join(h.dir, "net.d") }
+
 func (h *labHost) path() string { return filepath.Join(h.dir, "subnet.env") }
 
 // write writes the subnet file, and Docker's options beside it.
@@ -197,7 +200,7 @@ func (h *labHost) report() *report.Report {
 // look looks at the host.
 func (h *labHost) look(r *report.Report) *report.Report {
 	h.c.t.Helper()
-	check(h.c.t, h.Do(func() error { look(h.c.t.Context(), r, paths{dockerConfig: h.conf}); return nil }))
+	check(h.c.t, h.Do(func() error { look(h.c.t.Context(), r, paths{dockerConfig: h.conf, cniDir: h.cni()}); return nil }))
 	return r
 }
 

@@ -3,6 +3,7 @@ package diagnose
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/flannelkit/flannelkit/examples/flanneld/internal/report"
 )
@@ -35,7 +36,7 @@ func (f facts) judgeRoute(h host, r route) (p report.Problem, bad bool) {
 		if !r.gw.IsValid() || r.dead || l.kind == "bridge" {
 			return p, false // containers, in whatever way they are attached
 		}
-		return problem(report.Error, fmt.Sprintf("route %v", r.dst), fmt.Sprintf("ip route del %v", r.dst),
+		return problem(report.Error, fmt.Sprintf("route %v", r.dst), r.del(),
 			"%v is in this host's own subnet %v, but is routed %s: containers there are not reached, and Docker refuses to start", r.dst, own, where), true
 	case f.isOverlay(r.dev) && f.backend != "host-gw": // vxlan and ipip
 		return p, false
@@ -55,7 +56,7 @@ func (f facts) judgeRoute(h host, r route) (p report.Problem, bad bool) {
 		severity = report.Warning
 		what = "packets for containers there do not take the overlay"
 	}
-	return problem(severity, fmt.Sprintf("route %v", r.dst), fmt.Sprintf("find out who made it (another network plugin, a VPN, a second flanneld), and remove it: ip route del %v", r.dst),
+	return problem(severity, fmt.Sprintf("route %v", r.dst), fmt.Sprintf("find out who made it (another network plugin, a VPN, a second flanneld), and remove it: %s", r.del()),
 		"%v is part of the overlay network %v, but is routed %s: %s", r.dst, network, where, what), true
 }
 
@@ -72,6 +73,27 @@ func (r route) where() string {
 		return "to " + r.dev
 	}
 	return "several ways"
+}
+
+// del is the command that removes this route, and no other one to the same.
+func (r route) del() string {
+	words := []string{"ip route del"}
+	if r.dead {
+		words = append(words, r.kind)
+	}
+	words = append(words, r.dst.String())
+	if r.gw.IsValid() && r.gw.Is4() != r.dst.Addr().Is4() {
+		words = append(words, "via inet6", r.gw.String())
+	} else if r.gw.IsValid() {
+		words = append(words, "via", r.gw.String())
+	}
+	if r.dev != "" && !r.dead {
+		words = append(words, "dev", r.dev)
+	}
+	if r.metric != 0 {
+		words = append(words, fmt.Sprintf("metric %d", r.metric))
+	}
+	return strings.Join(words, " ")
 }
 
 // viaPeer: the route leads to a peer's subnet straight by the peer.
@@ -123,7 +145,7 @@ func plural(n int, what string) string {
 // addresses.
 func checkOverlaps(f facts, h host) (list []report.Problem) {
 	for _, l := range h.links {
-		if l.name == "lo" || f.isOverlay(l.name) || l.kind == "bridge" && isRuntime(l.name) {
+		if l.name == "lo" || f.isOverlay(l.name) || f.isContainers(h, l) {
 			continue // for the last, see checkBridges
 		}
 		for _, a := range l.global() {

@@ -23,6 +23,8 @@ type files struct {
 	// docker are the files with Docker's options, config is dockerd's own.
 	docker []file
 	config file
+	// cni: there is a network of the CNI plugin flannel.
+	cni bool
 }
 
 // A file is one that could be read; text is nil if there is none.
@@ -40,6 +42,8 @@ func checkSubnetFile(f facts, h host) []report.Problem {
 	path, s, err := h.files.subnetPath, h.files.subnet, h.files.subnetErr
 	var severity report.Severity = report.Error
 	switch {
+	case f.r.Daemon != nil && f.r.Lease == nil:
+		return nil // it waits, which is why there is none
 	case errors.Is(err, errUnnamed), slices.ContainsFunc(f.r.Problems, func(p report.Problem) bool { return p.Subject == subject }):
 		return nil // or the daemon has said so
 	case errors.Is(err, fs.ErrNotExist):
@@ -103,7 +107,7 @@ func checkDocker(f facts, h host) (list []report.Problem) {
 		}
 	}
 	path := h.files.config.path
-	if strings.TrimSpace(string(h.files.config.text)) == "" {
+	if strings.TrimSpace(string(h.files.config.text)) == "" || f.leavesDocker(h) {
 		return list
 	}
 	var config map[string]any

@@ -3,6 +3,8 @@ package diagnose
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/flannelkit/flannelkit/examples/flanneld/internal/report"
 )
 
 // A host is a snapshot of one.
@@ -11,8 +13,11 @@ type host struct {
 	known  bool
 	links  []link
 	routes []route
-	sysctl map[string]string // such as "net.ipv4.ip_forward": "1", of those in sysctls
-	files  files
+	// policies are the rules of policy routing, ways where they lead packets to peers.
+	policies []policy
+	ways     []way
+	sysctl   map[string]string // such as "net.ipv4.ip_forward": "1", of those in sysctls
+	files    files
 	// filters are packet filters that see forwarded packets.
 	filters []filter
 }
@@ -28,6 +33,8 @@ type link struct {
 	addrs   []netip.Prefix
 	ports   int // of a bridge: the interfaces in it
 	portMTU int // the largest MTU of these
+	// tx and rx are the kernel's counters.
+	tx, rx report.DeviceDirection
 }
 
 // hasFirst reports whether the link has the first address of a subnet, which flannel
@@ -67,6 +74,8 @@ type route struct {
 	kernel bool
 	// dead: packets are dropped or refused.
 	dead bool
+	// kind is how ip route calls it, if it is dead: "blackhole" and the like.
+	kind string
 }
 
 // link returns the interface of that name.

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/flannelkit/flannelkit/examples/flanneld/internal/report"
 	"github.com/flannelkit/flannelkit/internal/rtnl"
 )
 
@@ -66,6 +67,12 @@ func readLinks(nl *netlink.Handle) ([]link, error) {
 			up: a.Flags&net.FlagUp != 0, running: a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_LOWER_UP != 0,
 		})
 	}
+	for i, l := range list {
+		if s := l.Attrs().Statistics; s != nil {
+			links[i].tx = report.DeviceDirection{Direction: report.Direction{Packets: s.TxPackets, Bytes: s.TxBytes}, Dropped: s.TxDropped, Errors: s.TxErrors}
+			links[i].rx = report.DeviceDirection{Direction: report.Direction{Packets: s.RxPackets, Bytes: s.RxBytes}, Dropped: s.RxDropped, Errors: s.RxErrors}
+		}
+	}
 	for _, l := range list {
 		a := l.Attrs()
 		if i, ok := at[a.MasterIndex]; ok && a.MasterIndex != 0 {
@@ -101,8 +108,12 @@ func readRoutes(nl *netlink.Handle, links []link) (routes []route, err error) {
 			}
 			switch r.Type {
 			case unix.RTN_UNICAST, 0:
-			case unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT:
-				one.dead = true
+			case unix.RTN_BLACKHOLE:
+				one.dead, one.kind = true, "blackhole"
+			case unix.RTN_UNREACHABLE:
+				one.dead, one.kind = true, "unreachable"
+			case unix.RTN_PROHIBIT:
+				one.dead, one.kind = true, "prohibit"
 			default:
 				continue
 			}

@@ -157,9 +157,9 @@ func storeProblems(r *Report) (all []Problem) {
 		}
 		all = append(all, Problem{Warning, "etcd", text, remedy})
 	}
-	if s.Unreadable > 0 {
-		all = append(all, Problem{Warning, "etcd", fmt.Sprintf("entries below %s/subnets/ that could not be read, so that their hosts are no peers: %d", s.Prefix, s.Unreadable),
-			"the daemon's log names them: correct or delete them (the count starts anew with the daemon)"})
+	if s.UnreadableNow > 0 {
+		all = append(all, Problem{Warning, "etcd", fmt.Sprintf("entries below %s/subnets/ that can't be read, so that their hosts are no peers: %d", s.Prefix, s.UnreadableNow),
+			"the daemon's log names them: correct or delete them"})
 	}
 	return all
 }

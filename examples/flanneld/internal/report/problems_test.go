@@ -31,9 +31,11 @@ func TestWell(t *testing.T) {
 	busy.Peers[0].Backend, busy.Peers[1].Backend = "", ""
 	busy.Traffic = &Traffic{TX: Direction{Packets: 1e9}, RX: Direction{Packets: 1}, Drops: map[string]uint64{"no-route": 9, "not-local": 1000, "ttl-expired": 1e6},
 		LastDrops: map[string]time.Time{"no-route": ago0(0), "not-local": ago0(time.Hour), "ttl-expired": ago0(0)}}
+	mended := well() // there was junk, and it was deleted
+	mended.Store.Unreadable = 7
 	late := well()
 	late.Lease.Renews, late.Store.RenewErrors = ago0(time.Minute), 1
-	for name, r := range map[string]*Report{"well": well(), "no peers, reserved": quiet, "etcd is back": young, "traffic": busy, "the first renewal failed": late, "no daemon": {}} {
+	for name, r := range map[string]*Report{"well": well(), "no peers, reserved": quiet, "etcd is back": young, "traffic": busy, "the first renewal failed": late, "junk is gone": mended, "no daemon": {}} {
 		if got := Own(r); len(got) > 0 {
 			t.Errorf("%s: %+v", name, got)
 		}
@@ -77,7 +79,7 @@ func TestProblems(t *testing.T) {
 		}, Warning, "lease", "in 50m it ends", "2379"},
 		{"etcd fails", func(r *Report) { r.Store.LastError, r.Store.StoreErrors = ago0(time.Second), 3 }, Warning, "etcd", "no answer for 12s, 3 errors", "23h"},
 		{"etcd is silent", func(r *Report) { r.Store.LastContact = ago0(13 * time.Minute) }, Warning, "etcd", "no answer for 13m", "2379"},
-		{"unreadable", func(r *Report) { r.Store.Unreadable = 2 }, Warning, "etcd", "/coreos.com/network/subnets/ that could not be read, so that their hosts are no peers: 2", "log"},
+		{"unreadable", func(r *Report) { r.Store.Unreadable, r.Store.UnreadableNow = 7, 2 }, Warning, "etcd", "/coreos.com/network/subnets/ that can't be read, so that their hosts are no peers: 2", "log"},
 		{"other backend", func(r *Report) { r.Peers[0].Backend = "" }, Error, "peer 10.5.9.0/24", "has the backend udp and this host vxlan", "restart"},
 		{"other backend than udp", func(r *Report) { udp(r); r.Peers[1].Backend = "host-gw" }, Error, "peer 10.5.112.0/24", "has the backend host-gw and this host udp", "restart"},
 		{"unserved by subnet", func(r *Report) {

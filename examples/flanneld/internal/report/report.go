@@ -44,7 +44,8 @@ type Report struct {
 	Traffic *Traffic `json:"traffic,omitempty"`
 	// SubnetFile is what containers' runtimes are told.
 	SubnetFile *SubnetFile `json:"subnetFile,omitempty"`
-	// Bridges are the bridges of container runtimes found on the host.
+	// Bridges are the bridges found on the host that container runtimes made, by their
+	// names, and those with addresses of the network.
 	Bridges []Bridge `json:"bridges,omitempty"`
 }
 
@@ -139,6 +140,28 @@ type Host struct {
 	// none. DeviceMTU is its MTU, 0 if it is not there.
 	Device    string `json:"device,omitempty"`
 	DeviceMTU int    `json:"deviceMTU,omitempty"`
+	// Counters are the kernel's of the overlay's devices, where the backend's packets
+	// do not pass through the daemon (see Report.Traffic).
+	Counters []DeviceCounters `json:"deviceCounters,omitempty"`
+}
+
+// DeviceCounters are the kernel's counters of one device, since it was made: `ip -s link`.
+type DeviceCounters struct {
+	// Device is its name, such as "flannel.1".
+	Device string `json:"device"`
+	// TX is from this host to the network, RX from the network to this host.
+	TX DeviceDirection `json:"tx"`
+	RX DeviceDirection `json:"rx"`
+}
+
+// DeviceDirection counts what a device has sent or received.
+type DeviceDirection struct {
+	Direction
+	// Dropped are packets that there was no room or no use for, Errors those that could
+	// not be sent or read. With VXLAN and WireGuard a packet to a peer that is not
+	// known, or does not answer, is one of them.
+	Dropped uint64 `json:"dropped"`
+	Errors  uint64 `json:"errors"`
 }
 
 // A Peer is another host.
@@ -172,7 +195,9 @@ type Rules struct {
 	// Masquerade and Forward: whether they are asked for.
 	Masquerade bool `json:"masquerade"`
 	Forward    bool `json:"forward"`
-	// Tool is what makes them: "nftables" or "iptables"; empty if it is not known.
+	// Tool is what makes the masquerade rules: "nftables" or "iptables"; empty if it is
+	// not known, or none are asked for. Forward rules are made wherever iptables, of
+	// either kind, has rules that could drop the packets.
 	Tool string `json:"tool,omitempty"`
 	// Verified is when they were last seen to be right.
 	Verified time.Time `json:"verified,omitzero"`
@@ -196,6 +221,8 @@ type Store struct {
 	StoreErrors uint64 `json:"storeErrors"`
 	Retaken     uint64 `json:"retaken"`
 	Unreadable  uint64 `json:"unreadable"`
+	// UnreadableNow is how many entries can't be read at present.
+	UnreadableNow int `json:"unreadableNow"`
 }
 
 // Traffic counts what passed through the daemon since it started.
@@ -239,6 +266,7 @@ type Bridge struct {
 	Name  string         `json:"name"`
 	Addrs []netip.Prefix `json:"addrs,omitempty"`
 	MTU   int            `json:"mtu"`
-	// Ports is how many interfaces are in it: containers that run.
+	// Ports is how many interfaces are in it. Those of a container runtime's bridge are
+	// containers that run.
 	Ports int `json:"ports"`
 }

@@ -32,7 +32,8 @@ func well() *Report {
 			Subnet: netip.MustParsePrefix("10.5.3.0/24"), Key: "10.5.3.0-24", PublicIP: netip.MustParseAddr("192.0.2.1"), Backend: "vxlan",
 			Renews: ago0(-22 * time.Hour), Expires: ago0(-23 * time.Hour), MTU: 1450,
 		},
-		Host: &Host{Interface: "eth0", MTU: 1500, Addr4: netip.MustParseAddr("192.0.2.1"), Device: "flannel.1", DeviceMTU: 1450},
+		Host: &Host{Interface: "eth0", MTU: 1500, Addr4: netip.MustParseAddr("192.0.2.1"), Device: "flannel.1", DeviceMTU: 1450,
+			Counters: []DeviceCounters{{Device: "flannel.1", TX: DeviceDirection{Direction{1200, 150 << 20}, 0, 3}, RX: DeviceDirection{Direction{1, 1 << 10}, 2, 1}}}},
 		Peers: []Peer{
 			{Subnet: netip.MustParsePrefix("10.5.9.0/24"), PublicIP: netip.MustParseAddr("192.0.2.2"), Backend: "vxlan",
 				Ping: &Ping{Target: netip.MustParseAddr("10.5.9.0"), RTT: 310 * time.Microsecond, Full: true}},
@@ -45,7 +46,7 @@ func well() *Report {
 		},
 		Bridges: []Bridge{
 			{Name: "docker0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.5.3.1/24")}, MTU: 1450, Ports: 4},
-			{Name: "virbr0", MTU: 1500, Ports: 1},
+			{Name: "br-0123456789ab", MTU: 1500, Ports: 1},
 		},
 	}
 }
@@ -58,13 +59,13 @@ func ill() *Report {
 	r.Network = &Network{IPv4: r.Network.IPv4, IPv6: netip.MustParsePrefix("fd00:5::/48"), Backend: "udp"}
 	r.Lease.Backend, r.Lease.MTU, r.Lease.Subnet6, r.Lease.PublicIPv6 = "", 1472, netip.MustParsePrefix("fd00:5:0:3::/64"), netip.MustParseAddr("2001:db8::1")
 	r.Lease.Renews, r.Lease.Expires = ago0(20*time.Minute), ago0(-40*time.Minute)
-	r.Host.Device, r.Host.DeviceMTU = "flannel0", 1472
+	r.Host.Device, r.Host.DeviceMTU, r.Host.Counters = "flannel0", 1472, nil
 	r.Peers[0].Backend = ""
 	r.Peers[0].Ping = &Ping{Target: netip.MustParseAddr("10.5.9.0"), Error: "no answer"}
 	r.Peers = append(r.Peers, Peer{Subnet6: netip.MustParsePrefix("fd00:5:0:7::/64"), PublicIPv6: netip.MustParseAddr("2001:db8::7"), Ping: &Ping{RTT: 1500 * time.Microsecond}})
 	r.Unserved = []string{"udp: peer 192.0.2.2 (10.5.9.0/24): its endpoint is in the network itself (give it a public address that is not)", "udp: sync: busy"}
 	r.Rules = &Rules{Masquerade: true, Error: r.Daemon.Checks[2].Error, Warnings: []string{"chain inet fw all has policy drop (accept 10.5.0.0/16 there)"}}
-	r.Store.LastContact, r.Store.LastError, r.Store.StoreErrors, r.Store.RenewErrors, r.Store.Unreadable = ago0(13*time.Minute), ago0(time.Second), 31, 4, 1
+	r.Store.LastContact, r.Store.LastError, r.Store.StoreErrors, r.Store.RenewErrors, r.Store.Unreadable, r.Store.UnreadableNow = ago0(13*time.Minute), ago0(time.Second), 31, 4, 5, 1
 	r.Traffic = &Traffic{
 		TX:        Direction{Packets: 123456, Bytes: 150 << 20},
 		Drops:     map[string]uint64{"no-route": 30, "not-unicast": 999, "device": 9, "unreachable": 15, SocketFull: 15},
@@ -98,7 +99,8 @@ func absent() *Report {
 
 func reports() map[string]*Report {
 	alone := well()
-	alone.Peers, alone.Bridges, alone.Lease.Expires, alone.Rules = nil, nil, time.Time{}, &Rules{}
+	alone.Peers, alone.Bridges, alone.Lease.Expires, alone.Rules = nil, nil, time.Time{}, &Rules{Forward: true, Verified: ago0(0)}
+	alone.Host.Counters = append(alone.Host.Counters, DeviceCounters{Device: "flannel-v6.1"})
 	all := map[string]*Report{"well": well(), "ill": ill(), "waiting": waiting(), "absent": absent(), "alone": alone}
 	for _, r := range all {
 		r.Add(Own(r)...)

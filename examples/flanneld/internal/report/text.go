@@ -123,7 +123,11 @@ func (p *page) rules(r *Report, now time.Time) {
 	case !u.Verified.IsZero():
 		state = "verified " + ago(now.Sub(u.Verified))
 	}
-	p.line("rules", strings.Join(what, " and "), state)
+	where := ""
+	if u.Forward && !u.Masquerade {
+		where = "in the tables of iptables" // those that there are
+	}
+	p.line("rules", strings.Join(what, " and "), state, where)
 }
 
 func (p *page) store(r *Report, now time.Time) {
@@ -135,12 +139,13 @@ func (p *page) store(r *Report, now time.Time) {
 	if !s.LastContact.IsZero() {
 		last = "last answer " + ago(now.Sub(s.LastContact))
 	}
-	p.line("etcd", strings.Join(s.Endpoints, " ")+" "+s.Prefix, last, count(s.Renewals, "renewal"), count(s.StoreErrors, "error"), count(s.Retaken, "retaken lease"), some(s.Unreadable, "unreadable"))
+	p.line("etcd", strings.Join(s.Endpoints, " ")+" "+s.Prefix, last, count(s.Renewals, "renewal"), count(s.StoreErrors, "error"), count(s.Retaken, "retaken lease"), some(uint64(s.UnreadableNow), "unreadable"))
 }
 
 func (p *page) traffic(r *Report) {
 	t := r.Traffic
 	if t == nil {
+		p.devices(r)
 		return
 	}
 	one := func(name string, d Direction) string {
@@ -157,6 +162,28 @@ func (p *page) traffic(r *Report) {
 	p.line("dropped", drops...)
 }
 
+// devices are the counters of the overlay's devices, which are the kernel's.
+func (p *page) devices(r *Report) {
+	if r.Host == nil {
+		return
+	}
+	label := "traffic"
+	for _, d := range r.Host.Counters {
+		one := func(name string, x DeviceDirection) string {
+			parts := []string{fmt.Sprintf("%s %s %s", name, count(x.Packets, "packet", true), bytesText(x.Bytes))}
+			for what, n := range map[string]uint64{"dropped": x.Dropped, "errors": x.Errors} {
+				if n > 0 {
+					parts = append(parts, fmt.Sprintf("%s %d", what, n))
+				}
+			}
+			slices.Sort(parts[1:])
+			return strings.Join(parts, " ")
+		}
+		p.line(label, d.Device+": "+one("sent", d.TX), one("received", d.RX))
+		label = ""
+	}
+}
+
 // host is what was found on the host beside the daemon.
 func (p *page) host(r *Report) {
 	for i, b := range r.Bridges {
@@ -168,11 +195,7 @@ func (p *page) host(r *Report) {
 		for _, a := range b.Addrs {
 			all = append(all, a.String())
 		}
-		ports := fmt.Sprintf("%d containers", b.Ports)
-		if b.Ports == 1 {
-			ports = "1 container"
-		}
-		p.line(label, strings.TrimSpace(b.Name+" "+strings.Join(all, " ")), mtu(b.MTU), ports)
+		p.line(label, strings.TrimSpace(b.Name+" "+strings.Join(all, " ")), mtu(b.MTU), count(uint64(b.Ports), "port", true))
 	}
 }
 
