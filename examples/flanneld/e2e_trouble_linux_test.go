@@ -42,6 +42,14 @@ func symptoms() map[string]symptom {
 		"Hosts reach containers, containers do not reach containers": {flags: []string{"-iptables-forward-rules=false"}, make: func(r *trial) {
 			r.on(1, "iptables -P FORWARD DROP")
 		}},
+		"Published containers are not reached from other hosts (Docker 28)": {make: func(r *trial) {
+			h := r.c.hosts[0]
+			f, err := subnetenv.Read(h.file)
+			r.c.must(err)
+			h.bridge(f)
+			at := f.Subnet.Addr().Next().Next() // the first container's, as Docker 28 has it
+			r.on(0, fmt.Sprintf("iptables -t raw -A PREROUTING -d %v ! -i docker0 -j DROP", at))
+		}},
 		"Docker has its own addresses": {make: func(r *trial) {
 			h := r.c.hosts[0]
 			r.c.must(r.c.lab.Veth(h.NS, "veth1", r.c.namespace("container"), "eth0", 1500))
