@@ -33,14 +33,24 @@ func (n NS) Do(fn func() error) error {
 	if err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
-	defer home.Close()
-	if home.Equal(n.ns) {
+	same := home.Equal(n.ns)
+	_ = home.Close() // it was only to see
+	if same {
 		return fn()
 	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		runtime.LockOSThread()
+		// Where this thread came from, which is not where the caller's is if that one
+		// has gone into another namespace.
+		back, getErr := netns.Get()
+		if getErr != nil {
+			err = fmt.Errorf("network namespace: %w", getErr)
+			runtime.UnlockOSThread()
+			return
+		}
+		defer back.Close()
 		if err = netns.Set(n.ns); err != nil {
 			err = fmt.Errorf("enter the network namespace that it was started in: %w (needs CAP_SYS_ADMIN)", err)
 			runtime.UnlockOSThread()
@@ -48,8 +58,8 @@ func (n NS) Do(fn func() error) error {
 		}
 		err = errors.New("what was to be done in the network namespace has ended its goroutine")
 		err = fn()
-		if back := netns.Set(home); back != nil {
-			err = errors.Join(err, fmt.Errorf("leave the network namespace: %w", back))
+		if leave := netns.Set(back); leave != nil {
+			err = errors.Join(err, fmt.Errorf("leave the network namespace: %w", leave))
 			return // still locked: the thread ends with the goroutine
 		}
 		runtime.UnlockOSThread()

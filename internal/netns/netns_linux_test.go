@@ -76,6 +76,43 @@ func TestDo(t *testing.T) {
 	}))
 }
 
+// Called on a thread that is in another namespace, Do puts its own thread back to where
+// that one came from, not to where the caller is.
+func TestDoFromElsewhere(t *testing.T) {
+	l := netlab.ForTest(t)
+	home := where()
+	a, err := l.Namespace("a")
+	check(t, err)
+	b, err := l.Namespace("b")
+	check(t, err)
+	var ns NS
+	check(t, a.Do(func() (err error) { ns, err = Current(); return err }))
+	defer ns.Close()
+	for range 20 {
+		check(t, b.Do(func() error { return ns.Do(func() error { return nil }) }))
+	}
+	threadsAreIn(t, home)
+}
+
+// threadsAreIn fails if a thread that is used again is elsewhere.
+func threadsAreIn(t *testing.T, home string) {
+	t.Helper()
+	var all sync.WaitGroup
+	held := make(chan struct{})
+	for range 50 {
+		all.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			if at := where(); at != home {
+				t.Error("a thread was left in", at)
+			}
+			<-held
+		})
+	}
+	close(held) // when all hold a thread of their own, as far as they have begun
+	all.Wait()
+}
+
 // No thread is left in the wrong namespace.
 func TestDoFromManyGoroutines(t *testing.T) {
 	l := netlab.ForTest(t)
@@ -114,16 +151,7 @@ func TestDoFromManyGoroutines(t *testing.T) {
 		check(t, all[i].Close())
 		check(t, all[i].Close()) // twice is harmless
 	}
-	for range 50 { // threads that are used again
-		wg.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			if where() != home {
-				t.Error("a thread was left in", where())
-			}
-		})
-	}
-	wg.Wait()
+	threadsAreIn(t, home)
 }
 
 // fn may end its goroutine (t.FailNow): Do must not report success, nor leave the
@@ -144,17 +172,7 @@ func TestDoOfWhatEndsItsGoroutine(t *testing.T) {
 	if err, ok := <-result; ok && err == nil {
 		t.Error("says that it was done")
 	}
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			if where() != home {
-				t.Error("a thread was left in", where())
-			}
-		})
-	}
-	wg.Wait()
+	threadsAreIn(t, home)
 }
 
 func TestZero(t *testing.T) {
