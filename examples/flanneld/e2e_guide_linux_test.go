@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -51,17 +52,60 @@ func TestGuide(t *testing.T) {
 	}
 	seen := func(b mdrun.Block, host, output string) {
 		t.Logf("%s on %s", b.Where(), host)
-		if strings.Contains(b.Script, ".IPAddress}}' web") {
-			lines := strings.Fields(output)
+		if lines := strings.Fields(output); strings.Contains(b.Script, "IPAddress}}' web") && len(lines) > 0 {
 			web = lines[len(lines)-1]
+			for _, s := range machines {
+				if all := s.traces(); len(all) != 4 {
+					t.Errorf("%s: the network is in use, and of it there is only %q", s.Name(), all)
+				}
+			}
 		}
 	}
-	if err := mdrun.Run(t.Context(), blocks, []string{"host1", "host2"}, shell, seen); err != nil {
-		t.Fatal(err)
+	// All is undone before the guide deletes all keys, the leases of the forgetful too.
+	end := slices.IndexFunc(blocks, func(b mdrun.Block) bool { return b.Run() && strings.Contains(b.Script, "etcdctl del ") })
+	if end < 0 {
+		t.Fatal("the guide does not remove the network's configuration")
+	}
+	for i, part := range [][]mdrun.Block{blocks[:end], blocks[end:]} {
+		if err := mdrun.Run(t.Context(), part, []string{"host1", "host2"}, shell, seen); err != nil {
+			t.Fatal(err)
+		}
+		want := ""
+		if i == 0 {
+			want = "/coreos.com/network/config"
+		}
+		if got := machines[0].run("ETCDCTL_API=3 etcdctl get --prefix --keys-only /coreos.com/network | grep . || true"); got != want {
+			t.Errorf("after %s etcd has the keys %q, want %q", part[len(part)-1].Where(), got, want)
+		}
+		for _, s := range machines {
+			if all := s.traces(); len(all) > 0 {
+				t.Errorf("%s: after %s there is still %q", s.Name(), part[len(part)-1].Where(), all)
+			}
+		}
 	}
 	if !used {
 		t.Errorf("the guide has no %q: nothing has shown that two containers talk", guideAddress)
 	}
+}
+
+// traces says what a host has of the network: the device, a rule, the program, and the
+// file with the subnet.
+func (s *systemdHost) traces() (all []string) {
+	s.t.Helper()
+	for _, script := range []string{
+		"ip -o link show flannel.1 2>/dev/null || true",
+		`for list in "nft list ruleset" iptables-nft-save ip6tables-nft-save iptables-legacy-save ip6tables-legacy-save; do
+	command -v ${list%% *} >/dev/null || continue
+	$list 2>/dev/null || true
+done | sed -n /[Ff][Ll][Aa][Nn][Nn][Ee][Ll][Kk][Ii][Tt]/p`,
+		"ls /usr/local/bin/flanneld 2>/dev/null || true",
+		"ls /run/flannel/subnet.env 2>/dev/null || true",
+	} {
+		if line := s.run(script); line != "" {
+			all = append(all, line)
+		}
+	}
+	return all
 }
 
 // requireGuidePrograms skips the test where the guide's host 1 has no etcd of its own,

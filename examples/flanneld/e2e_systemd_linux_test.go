@@ -217,7 +217,7 @@ type talker struct {
 func (s *systemdHost) talk(other *systemdHost) talker {
 	s.t.Helper()
 	other.run(`docker run -d --name web busybox sh -c 'echo hello >/tmp/index.html; httpd -h /tmp; tail -f /dev/null | nc -l -p 7 >/tmp/ticks'`)
-	web := other.run(`docker inspect -f '{{.NetworkSettings.IPAddress}}' web`)
+	web := other.run(`docker inspect -f '{{.NetworkSettings.Networks.bridge.IPAddress}}' web`)
 	s.until("hello comes", "docker run --rm busybox timeout 5 wget -q -O - http://"+web+"/ | grep hello")
 	// Etcd's host knows no way to the overlay: only who is masqueraded has an answer.
 	s.run("docker run --rm busybox timeout 5 wget -q -O - http://" + gateway.String() + ":" + s.etcdPort() + "/version")
@@ -279,6 +279,12 @@ systemctl kill -s STOP flanneld`)
 	s.run("systemctl stop flanneld; systemctl -q is-active docker")
 	if got := s.property("flanneld", "Result"); got != "success" {
 		t.Errorf("the stop was a %s", got)
+	}
+	// What Docker starts with outlives flanneld: who restarts Docker now gets the same.
+	s.run("test -s /run/flannel/subnet.env")
+	s.run("systemctl restart docker")
+	if after := s.subnet(); after != before {
+		t.Errorf("the stop has made %+v of %+v", after, before)
 	}
 }
 

@@ -27,7 +27,10 @@
 // test. An engine that ends as it should must have cleaned up by itself: Close removes
 // the containers, ends the engine and then reports as errors of the test the processes,
 // mounts and control groups that are still there. A test binary that is killed leaves
-// files in os.TempDir and empty control groups, both named after this package.
+// files in os.TempDir and empty control groups, both named after this package and its
+// process: the next engine that starts, of any test, removes them. /etc/docker,
+// /run/docker and /run/containerd are made where they are missing, since a room mounts
+// over them, and go with the last engine.
 //
 // Linux only; elsewhere the package is empty.
 package dockertest

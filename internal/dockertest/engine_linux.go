@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/orphan"
 )
 
 // patience is how long an engine has for anything, on a machine that is busy.
@@ -27,10 +28,31 @@ type Engine struct {
 	machine
 }
 
+// What the names of an engine's directory and of its control groups begin with. The
+// number of this process comes next.
+const (
+	dirPrefix   = "dockertest-"
+	groupPrefix = "flannelkit-dockertest-"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// sweep removes what engines have left below a directory for temporary files and in
+// control groups, of each hierarchy of version 1 and of version 2, when their processes
+// were killed. The mounts have gone with their rooms.
+func sweep(temp, cgroups string) {
+	orphan.Sweep(temp, dirPrefix, os.RemoveAll)
+	parents, _ := filepath.Glob(filepath.Join(cgroups, "*"))
+	for _, dir := range append(parents, cgroups) {
+		orphan.Sweep(dir, groupPrefix, orphan.RemoveGroup)
+	}
+}
+
 // A machine is what an engine is made of, whoever it serves.
 type machine struct {
-	dir    string // a short one: sockets lie deep below it
-	cgroup string // the parent of its containers'
+	dir    string       // a short one: sockets lie deep below it
+	cgroup string       // the parent of its containers'
+	places func() error // gives back the directories that the room covers
 	room   *room
 	daemon *daemon // nil while there is none
 	api    *api
@@ -131,14 +153,19 @@ func (m *machine) logFile() string { return filepath.Join(m.dir, "log") }
 
 // open makes the room. What it leaves after an error, cleanUp removes.
 func (m *machine) open(ns *netlab.NS) (err error) {
-	if m.dir, err = os.MkdirTemp("", "dockertest"); err != nil {
+	sweep(os.TempDir(), cgroupRoot)
+	dir := filepath.Join(os.TempDir(), orphan.Name(dirPrefix))
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	m.linger = 5 * time.Second
-	m.cgroup = "flannelkit-" + filepath.Base(m.dir)
+	m.dir, m.linger = dir, 5*time.Second
+	m.cgroup = groupPrefix + strings.TrimPrefix(filepath.Base(m.dir), dirPrefix)
 	m.api = newAPI(filepath.Join(m.dir, "sock"))
 	// Not the machine's /etc/docker/daemon.json.
 	if err := os.WriteFile(filepath.Join(m.dir, "daemon.json"), []byte("{}\n"), 0o600); err != nil {
+		return err
+	}
+	if m.places, err = takePlaces(covered()); err != nil {
 		return err
 	}
 	var log bytes.Buffer
@@ -220,7 +247,12 @@ func (m *machine) stop(signal string) error {
 
 // cleanUp removes the containers, ends the engine and its room, and returns what was
 // left of it, which is then gone too, but for the directory.
-func (m *machine) cleanUp() error {
+func (m *machine) cleanUp() (err error) {
+	defer func() {
+		if m.places != nil {
+			err = errors.Join(err, m.places())
+		}
+	}()
 	if m.room == nil {
 		return nil
 	}
@@ -270,8 +302,8 @@ func (m *machine) leaks() error {
 // version 1 and in that of version 2. Those of containers should be gone.
 func (m *machine) removeCgroups() error {
 	var errs []error
-	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		parents, err := filepath.Glob(pattern + m.cgroup)
+	for _, pattern := range []string{cgroupRoot, cgroupRoot + "/*"} {
+		parents, err := filepath.Glob(filepath.Join(pattern, m.cgroup))
 		errs = append(errs, err)
 		for _, p := range parents {
 			children, err := os.ReadDir(p)

@@ -36,24 +36,26 @@ type daemon struct {
 	ended chan struct{}
 }
 
-// roomScript is what the first process does. The proc filesystem of the machine would
-// tell the programs of processes they cannot name. In the directories under a tmpfs an
-// engine leaves things whatever its options are, and with the machine's containerd in
-// /run/containerd it would not start one of its own.
+// covered are the directories in which an engine leaves things whatever its options are.
+// With the machine's containerd in /run/containerd it would not start one of its own.
+func covered() []string { return []string{"/etc/docker", "/run/containerd", "/run/docker"} }
+
+// roomScript is what the first process does, with the directories to cover as arguments.
+// The proc filesystem of the machine would tell the programs of processes they cannot name.
 const roomScript = `mount -t proc proc /proc || exit 1
-for d in /etc/docker /run/containerd /run/docker; do
-	mkdir -p $d && mount -t tmpfs dockertest $d || exit 1
+for d; do
+	mount -t tmpfs dockertest $d || exit 1
 done
 echo open
 while read -r line; do eval "$line"; done`
 
-// newRoom makes one. log takes what goes wrong in it.
+// newRoom makes one, where the covered directories are. log takes what goes wrong in it.
 func newRoom(ns *netlab.NS, log io.Writer) (*room, error) {
 	shell, err := busybox()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(shell, "sh", "-c", roomScript)
+	cmd := exec.Command(shell, append([]string{"sh", "-c", roomScript, "room"}, covered()...)...)
 	cmd.Stderr = log
 	// Unshared rather than cloned, the mounts become private: this process's do not get
 	// the room's (os/exec does that).

@@ -3,18 +3,18 @@ package machine
 import (
 	"bufio"
 	"cmp"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flannelkit/flannelkit/internal/orphan"
 )
 
 // A hierarchy is one tree of control groups: each of version 1's, or that of version 2.
@@ -143,23 +143,13 @@ func newGroups(name string, parents []hierarchy) (groups []hierarchy, err error)
 const groupPrefix = "flannelkit-machine-"
 
 // newName returns a name that no other group has.
-func newName() string {
-	b := make([]byte, 6)
-	_, _ = rand.Read(b) // never fails, see its documentation
-	return fmt.Sprintf("%s%d-%x", groupPrefix, os.Getpid(), b)
-}
+func newName() string { return orphan.Name(groupPrefix) }
 
 // sweep removes the groups of programs that were killed: their machines have died with
 // them (pid_namespaces(7)), and empty groups are left. It does what it can.
 func sweep(parents []hierarchy) {
 	for _, h := range parents {
-		dirs, _ := filepath.Glob(filepath.Join(h.dir, groupPrefix+"*"))
-		for _, dir := range dirs {
-			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), groupPrefix), "-")
-			if n, err := strconv.Atoi(pid); err == nil && errors.Is(unix.Kill(n, 0), unix.ESRCH) {
-				_ = removeGroup(dir)
-			}
-		}
+		orphan.Sweep(h.dir, groupPrefix, orphan.RemoveGroup)
 	}
 }
 
@@ -196,35 +186,16 @@ func removeGroups(groups []hierarchy) error {
 	var errs []error
 	for _, h := range groups {
 		deadline := time.Now().Add(10 * time.Second)
-		err := removeGroup(h.dir)
+		err := orphan.RemoveGroup(h.dir)
 		for errors.Is(err, unix.EBUSY) && time.Now().Before(deadline) {
 			time.Sleep(5 * time.Millisecond)
-			err = removeGroup(h.dir)
+			err = orphan.RemoveGroup(h.dir)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove control group: %w (processes: %s)", err, processes(h.dir)))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func removeGroup(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			err = errors.Join(err, removeGroup(filepath.Join(dir, e.Name())))
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
-	}
-	return nil
 }
 
 // processes lists the processes of a group and of those inside.

@@ -9,9 +9,11 @@
 //	```sh @none             not run; a comment <!-- not run: why --> stands before it
 //	```text @output         what the script just above prints
 //
-// A script block without a mark is an error, so that none is forgotten. Blocks of other
-// languages, and text without @output, are the reader's alone. A script runs under
-// "set -eu -o pipefail". Output is compared line by line, without spaces at the ends;
+// A script block without a mark is an error, so that none is forgotten, and so is what only
+// looks like none: another name of a shell (bash, console), a mark without a blank before it
+// (sh@host1) or in a block that has no use for it, a fence of ~~~, one in a list or a quotation.
+// Blocks of other languages, and text without @output, are the reader's alone. A script runs
+// under "set -eu -o pipefail". Output is compared line by line, without spaces at the ends;
 // "..." in a line stands for any text, a line "..." for any number of lines.
 package mdrun
 
@@ -72,6 +74,34 @@ func Parse(file string, text []byte) ([]Block, error) {
 	return p.blocks, nil
 }
 
+// otherFence is how a block begins that a reader sees as well.
+var otherFence = regexp.MustCompile("^(?:(?:>|[-*+] |[0-9]+[.)] ) *)*(?:~~~|```)")
+
+// shells are the names of languages whose blocks a reader takes for commands.
+var shells = []string{
+	"sh", "bash", "shell", "console", "zsh", "ksh", "dash", "ash", "fish", "posix-sh", "shellscript", "shell-script",
+	"shellsession", "shell-session", "sh-session", "bash-session", "terminal",
+}
+
+// check looks for what only seems to be a block of another language.
+func check(info []string) error {
+	language, _, marked := strings.Cut(info[0], "@")
+	if marked {
+		return fmt.Errorf("%q has no blank before its mark (want %q)", info[0], language+" @...")
+	}
+	name := strings.ToLower(strings.TrimLeft(language, "{."))
+	name = name[:len(name)-len(strings.TrimLeft(name, "abcdefghijklmnopqrstuvwxyz-"))]
+	if language != "sh" && slices.Contains(shells, name) {
+		return fmt.Errorf("%q is not run (want sh, and where it runs)", language)
+	}
+	for _, m := range info[1:] {
+		if strings.HasPrefix(m, "@") && language != "sh" && (language != "text" || m != "@output") {
+			return fmt.Errorf("%q is no mark of %s", m, language)
+		}
+	}
+	return nil
+}
+
 type parser struct {
 	file    string
 	line    int
@@ -88,7 +118,8 @@ type parser struct {
 
 func (p *parser) next(line string) error {
 	if p.fence != "" {
-		if strings.TrimSpace(line) != p.fence {
+		// One that closes may be longer (CommonMark 0.31, section 4.5).
+		if end := strings.TrimSpace(line); !strings.HasPrefix(end, p.fence) || strings.Trim(end, "`") != "" {
 			p.body = append(p.body, line)
 			return nil
 		}
@@ -100,6 +131,8 @@ func (p *parser) next(line string) error {
 		p.fence = trimmed[:len(trimmed)-len(info)]
 		p.began, p.info, p.body = p.line, strings.Fields(info), nil
 		return nil
+	} else if p.fence = otherFence.FindString(trimmed); p.fence != "" {
+		return fmt.Errorf("%q is no fence that is read here (want ``` at the beginning of the line)", p.fence)
 	}
 	if line == "" {
 		return nil
@@ -120,6 +153,9 @@ func (p *parser) block() error {
 	p.after, p.reason = false, ""
 	if len(p.info) == 0 {
 		return nil
+	}
+	if err := check(p.info); err != nil {
+		return err
 	}
 	marks := p.info[1:]
 	switch p.info[0] {

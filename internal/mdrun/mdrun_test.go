@@ -79,6 +79,37 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+// TestParseForgotten: no block that a reader takes for commands is skipped.
+func TestParseForgotten(t *testing.T) {
+	for _, info := range []string{
+		"bash", "bash @host1", "Bash", "console", "shell", "zsh", "shell-session", "SH @host1", "sh,ignore", "sh:a", "{.bash}", "{sh}",
+		"sh@host1", "sh@none", "text@output", "@host1", "bash@host1", "json @host1", "text @ouput", "text @host1",
+	} {
+		text := "```" + info + "\nx\n```\n"
+		if got, err := mdrun.Parse("a.md", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), "a.md:3: ") {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	for _, fence := range []string{"~~~sh @host1", "~~~", "~~~~ text", "  ~~~sh", "> ```sh @host1", ">```", "- ```sh @host1", "12. ```sh @host1", "* > ```bash"} {
+		text := "words\n" + fence + "\nx\n"
+		if got, err := mdrun.Parse("a.md", []byte(text)); err == nil || !strings.HasPrefix(err.Error(), "a.md:2: ") {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
+// TestParseReader: the rest is the reader's.
+func TestParseReader(t *testing.T) {
+	for _, text := range []string{
+		"```\nx\n```\n", "```text\nx\n```\n", "```json\nx\n```\n", "```ini\nx\n```\n", "```go title=a\nx\n```\n", "```shapes\nx\n```\n",
+		"words ~~~ and ```sh\n", "- a list\n> words\n", "```text\n~~~sh\n> ```bash\n```\n", "```text\nx\n`````\n",
+	} {
+		if got, err := mdrun.Parse("a.md", []byte(text)); err != nil || len(got) > 0 {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
 func TestCompare(t *testing.T) {
 	for _, tc := range []struct {
 		want, got string
