@@ -35,7 +35,7 @@ func host(t *testing.T) string {
 	for name, text := range foreignUnits() {
 		write(t, filepath.Join(root, "usr/lib/systemd/system", name), text, 0o644)
 	}
-	for _, name := range []string{"usr/bin/touch", "usr/bin/containerd", "usr/sbin/dockerd"} {
+	for _, name := range []string{"bin/sh", "usr/bin/touch", "usr/bin/containerd", "usr/sbin/dockerd"} {
 		write(t, filepath.Join(root, name), "#!/bin/sh\n", 0o755)
 	}
 	return root
@@ -119,6 +119,16 @@ func TestUnitsAgree(t *testing.T) {
 		if !strings.Contains(start[1]+" ", " "+v+" ") {
 			t.Errorf("Docker's ExecStart has no %s", v)
 		}
+	}
+	// Docker tries until flanneld is ready, and has the options of now.
+	for name, want := range map[string]string{"Restart": "always", "RestartSec": "5", "StartLimitIntervalSec": "0"} {
+		if got := setting(t, "docker.service.d/40-flannel.conf", name); len(got) != 1 || got[0] != want {
+			t.Errorf("Docker's drop-in: %s=%q, want %s", name, got, want)
+		}
+	}
+	pre := strings.Join(setting(t, "docker.service.d/40-flannel.conf", "ExecStartPre"), "\n")
+	if !strings.HasPrefix(pre, "-") || !strings.Contains(pre, "test -s /run/flannel/subnet.env") || !strings.Contains(pre, "mk-docker-opts -i -d "+options) {
+		t.Errorf("Docker's drop-in: ExecStartPre=%s", pre)
 	}
 	for _, file := range []string{"docker.service.d/40-flannel.conf", "containerd.service.d/40-flannel.conf"} {
 		for name, want := range map[string]string{"After": "flanneld.service", "Wants": "flanneld.service", "Requires": "", "BindsTo": ""} {
