@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/flannelkit/flannelkit/internal/durable"
 )
 
 // patienceForADD is how long a command waits for the delegate of an ADD that was killed.
@@ -100,7 +102,7 @@ func (s store) settle(a endpoint, e entry) error {
 	if s.sync != nil {
 		return s.sync(s.dir)
 	}
-	return syncDir(s.dir)
+	return durable.Dir(s.dir)
 }
 
 // awaitADD waits until nothing that an ADD has started holds its file, and reports
@@ -163,7 +165,7 @@ func (s store) replace(path string, text []byte) error {
 		os.Remove(temp)
 		return err
 	}
-	return syncDir(s.dir)
+	return durable.Dir(s.dir)
 }
 
 // temp writes a file under a name that nobody looks for, to the disk.

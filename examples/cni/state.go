@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -55,7 +53,7 @@ func (a endpoint) String() string { return a.container + "/" + a.ifname }
 // A store is the directory of saved files.
 type store struct {
 	dir  string
-	sync func(dir string) error // instead of syncDir, for tests
+	sync func(dir string) error // instead of durable.Dir, for tests
 }
 
 // A saved is one file as it was read.
@@ -212,22 +210,6 @@ func (s store) removeTemps() error {
 
 func removeFile(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// syncDir makes a rename last. Some file systems, and Windows, know no such thing.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
 	return nil

@@ -2,14 +2,14 @@ package subnetenv
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
-	"syscall"
+
+	"github.com/flannelkit/flannelkit/internal/durable"
 )
 
 // Read reads and parses a file. The error wraps fs.ErrNotExist if there is none: the
@@ -110,7 +110,7 @@ func writeFile(path string, text []byte) (err error) {
 	if err := os.Rename(temp.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return durable.Dir(dir)
 }
 
 // target follows symbolic links, to files that are not there yet as well.
@@ -127,22 +127,6 @@ func target(path string) (string, error) {
 		path = to
 	}
 	return "", fmt.Errorf("%s: too many symbolic links", path)
-}
-
-// syncDir makes a rename last. Some file systems, and Windows, know no such thing.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
-		return err
-	}
-	return nil
 }
 
 // kind names what is not a regular file.
