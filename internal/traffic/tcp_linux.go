@@ -277,7 +277,14 @@ func connectStream(c TCPConfig, to netip.AddrPort) (fd int, err error) {
 	if err := setTimeout(fd, unix.SO_SNDTIMEO, connectTimeout); err != nil {
 		return -1, err
 	}
-	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+	// With a timeout a signal, such as the Go runtime's, ends the call and not the attempt
+	// (signal(7)); the next call waits for the same one (inet_stream_connect in
+	// net/ipv4/af_inet.c).
+	err = unix.Connect(fd, sockaddr(to))
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Connect(fd, sockaddr(to))
+	}
+	if err != nil {
 		if errors.Is(err, unix.EINPROGRESS) {
 			err = fmt.Errorf("no answer within %v", connectTimeout)
 		}
