@@ -163,32 +163,26 @@ func TestSystemd(t *testing.T) {
 	t.Parallel()
 	machine.Require(t)
 	dockertest.Require(t)
-	dist := packDist(t)
-	for backend, mtu := range map[string]int{"udp": 1472, "vxlan": 1450} {
-		t.Run(backend, func(t *testing.T) {
-			t.Parallel()
-			c, hosts := newSystemdHosts(t, 2, dist)
-			for _, s := range hosts {
-				s.install(c)
-				s.run("systemctl start --no-block flanneld docker")
-			}
-			for _, s := range hosts {
-				s.waits()
-			}
-			c.etcd.Put("/coreos.com/network/config", fmt.Sprintf(`{"Network":"10.5.0.0/16","Backend":{"Type":%q}}`, backend))
-			for _, s := range hosts {
-				s.until("Docker runs", "systemctl -q is-active flanneld; systemctl -q is-active docker")
-				if f := s.subnet(); f.MTU != mtu || !f.IPMasq {
-					t.Errorf("%s: the subnet file has %+v", s.Name(), f)
-				}
-				s.image()
-			}
-			f := hosts[0].talk(hosts[1])
-			f.throughRestarts(t, hosts[0])
-			for _, s := range hosts {
-				s.complains()
-			}
-		})
+	c, hosts := newSystemdHosts(t, 2, packDist(t))
+	for _, s := range hosts {
+		s.install(c)
+		s.run("systemctl start --no-block flanneld docker")
+	}
+	for _, s := range hosts {
+		s.waits()
+	}
+	c.etcd.Put(configKey, networkOf(`{"Type":"udp"}`)) // TestGuide has vxlan
+	for _, s := range hosts {
+		s.until("Docker runs", "systemctl -q is-active flanneld; systemctl -q is-active docker")
+		if f := s.subnet(); f.MTU != 1472 || !f.IPMasq {
+			t.Errorf("%s: the subnet file has %+v", s.Name(), f)
+		}
+		s.image()
+	}
+	f := hosts[0].talk(hosts[1])
+	f.throughRestarts(t, hosts[0])
+	for _, s := range hosts {
+		s.complains()
 	}
 }
 
