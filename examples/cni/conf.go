@@ -96,7 +96,7 @@ func readSubnetEnv(path string) (subnetEnv, error) {
 // parseSubnetEnv wants the same variables as flannel's plugin: what is masqueraded, and
 // which routes containers get, must not be guessed.
 func parseSubnetEnv(text []byte) (subnetEnv, error) {
-	vars := values(text)
+	vars := subnetenv.Variables(text)
 	f, err := subnetenv.Parse(text)
 	if missing := missing(vars); err != nil && missing != "" {
 		return subnetEnv{}, fmt.Errorf("%w (%s)", err, missing)
@@ -162,16 +162,4 @@ func networks(value string, one netip.Prefix) ([]netip.Prefix, error) {
 		all = append(all, p.Masked())
 	}
 	return all, nil
-}
-
-// values returns the variables of a file that subnetenv has found to be one.
-func values(text []byte) map[string]string {
-	vars := make(map[string]string)
-	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
-		line = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "export "))
-		if name, value, ok := strings.Cut(line, "="); ok {
-			vars[name] = strings.Trim(value, `"'`)
-		}
-	}
-	return vars
 }

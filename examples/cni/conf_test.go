@@ -40,15 +40,16 @@ func TestBuildDelegate(t *testing.T) {
 		ipam = `"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}]],"routes":[{"dst":"10.1.0.0/16"}],"type":"host-local"}`
 	)
 	for name, b := range map[string]struct{ env, more, want string }{
-		"plain":      {v4 + tail, ``, `{"ipMasq":false,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
-		"the bridge": {v4 + "FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n", ``, `{"ipMasq":true,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
-		"dual stack": {v4 + v6 + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}],[{"subnet":"fc00::/64"}]],"routes":[{"dst":"10.1.0.0/16"},{"dst":"fc00::/48"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
-		"IPv6":       {v6 + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"fc00::/64"}]],"routes":[{"dst":"fc00::/48"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
-		"networks":   {"FLANNEL_NETWORK=10.9.0.0/16,10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n" + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}]],"routes":[{"dst":"10.9.0.0/16"},{"dst":"10.1.0.0/16"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
-		"version":    {v4 + tail, `,"cniVersion":"1.0.0","delegate":{"cniVersion":"0.1.0"}`, `{"cniVersion":"1.0.0","ipMasq":false,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
-		"given":      {v4 + tail, `,"delegate":{"mtu":9000,"ipMasq":true,"isGateway":false,"isDefaultGateway":true,"hairpinMode":true}`, `{"hairpinMode":true,"ipMasq":true,` + ipam + `,"isDefaultGateway":true,"isGateway":false,"mtu":9000,"name":"cbr0","type":"bridge"}`},
-		"ptp":        {v4 + tail, `,"delegate":{"type":"ptp"}`, `{"ipMasq":false,` + ipam + `,"mtu":1472,"name":"cbr0","type":"ptp"}`},
-		"runtime":    {v4 + tail, `,"runtimeConfig":{"portMappings":[{"hostPort":80}]},"delegate":{"runtimeConfig":{}}`, `{"ipMasq":false,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","runtimeConfig":{"portMappings":[{"hostPort":80}]},"type":"bridge"}`},
+		"plain":            {v4 + tail, ``, `{"ipMasq":false,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"the bridge":       {v4 + "FLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n", ``, `{"ipMasq":true,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"dual stack":       {v4 + v6 + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}],[{"subnet":"fc00::/64"}]],"routes":[{"dst":"10.1.0.0/16"},{"dst":"fc00::/48"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"IPv6":             {v6 + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"fc00::/64"}]],"routes":[{"dst":"fc00::/48"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"networks":         {"FLANNEL_NETWORK=10.9.0.0/16,10.1.0.0/16\nFLANNEL_SUBNET=10.1.17.1/24\n" + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}]],"routes":[{"dst":"10.9.0.0/16"},{"dst":"10.1.0.0/16"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"networks, remark": {"FLANNEL_NETWORK=10.9.0.0/16,10.1.0.0/16 # two\nFLANNEL_SUBNET=10.1.17.1/24\n" + tail, ``, `{"ipMasq":false,"ipam":{"ranges":[[{"subnet":"10.1.17.0/24"}]],"routes":[{"dst":"10.9.0.0/16"},{"dst":"10.1.0.0/16"}],"type":"host-local"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"version":          {v4 + tail, `,"cniVersion":"1.0.0","delegate":{"cniVersion":"0.1.0"}`, `{"cniVersion":"1.0.0","ipMasq":false,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
+		"given":            {v4 + tail, `,"delegate":{"mtu":9000,"ipMasq":true,"isGateway":false,"isDefaultGateway":true,"hairpinMode":true}`, `{"hairpinMode":true,"ipMasq":true,` + ipam + `,"isDefaultGateway":true,"isGateway":false,"mtu":9000,"name":"cbr0","type":"bridge"}`},
+		"ptp":              {v4 + tail, `,"delegate":{"type":"ptp"}`, `{"ipMasq":false,` + ipam + `,"mtu":1472,"name":"cbr0","type":"ptp"}`},
+		"runtime":          {v4 + tail, `,"runtimeConfig":{"portMappings":[{"hostPort":80}]},"delegate":{"runtimeConfig":{}}`, `{"ipMasq":false,` + ipam + `,"isGateway":true,"mtu":1472,"name":"cbr0","runtimeConfig":{"portMappings":[{"hostPort":80}]},"type":"bridge"}`},
 		"ipam": {v4 + tail, `,"ipam":{"type":"my","dataDir":"/x<","ranges":7,"routes":[{"dst":"10.96.0.1/12"},{"dst":"0.0.0.0/0","gw":"10.1.17.20","priority":5}]}`,
 			`{"ipMasq":false,"ipam":{"dataDir":"/x\u003c","ranges":[[{"subnet":"10.1.17.0/24"}]],"routes":[{"dst":"10.96.0.1/12"},{"dst":"0.0.0.0/0","gw":"10.1.17.20","priority":5},{"dst":"10.1.0.0/16"}],"type":"my"},"isGateway":true,"mtu":1472,"name":"cbr0","type":"bridge"}`},
 	} {

@@ -2,6 +2,7 @@ package subnetenv
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -58,10 +59,7 @@ func DockerOptions(f File, d Docker) ([]byte, error) {
 
 // options makes the file of flannel's variables, those that there are.
 func (d Docker) options(flannel map[string]string) ([]byte, error) {
-	key := d.Key
-	if key == "" {
-		key = "DOCKER_OPTS"
-	}
+	key := cmp.Or(d.Key, "DOCKER_OPTS")
 	opts := make(map[string]string)
 	combined := ""
 	for _, s := range d.Env {
@@ -108,10 +106,7 @@ func (d Docker) options(flannel map[string]string) ([]byte, error) {
 // foreignBIP is an error if the environment already has a --bip of another subnet than
 // this host's.
 func (d Docker) foreignBIP(own netip.Prefix) error {
-	key := d.Key
-	if key == "" {
-		key = "DOCKER_OPTS"
-	}
+	key := cmp.Or(d.Key, "DOCKER_OPTS")
 	for _, s := range d.Env {
 		name, value, _ := strings.Cut(s, "=")
 		if name != key { // DOCKER_OPT_BIP is made anew
@@ -199,9 +194,7 @@ func (c dockerCommand) run(routes func() ([]byte, error)) error {
 	text, err := readFile(c.from)
 	switch {
 	case err == nil:
-		for _, v := range variables(text) {
-			flannel[v.name] = v.value
-		}
+		maps.Copy(flannel, Variables(text))
 		if f, err := parse(text); err != nil {
 			return fmt.Errorf("%s: %w; nothing was written (start flanneld, which writes it)", c.from, err)
 		} else if err := c.docker.foreignBIP(f.Subnet); err != nil {

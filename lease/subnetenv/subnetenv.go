@@ -122,10 +122,7 @@ func parse(text []byte) (f File, err error) {
 	if last := vars[len(vars)-1]; !bytes.HasSuffix(text, []byte("\n")) && last.name != "FLANNEL_IPMASQ" {
 		return f, fmt.Errorf("the file ends in the middle of a line (it was cut off)")
 	}
-	get := make(map[string]string, len(vars))
-	for _, v := range vars {
-		get[v.name] = v.value
-	}
+	get := byName(vars)
 	if f.Subnet, f.Network, err = parseFamily(get, "", netip.Addr.Is4); err != nil {
 		return f, err
 	}
@@ -198,6 +195,19 @@ func parsePrefix(s string, is func(netip.Addr) bool) (netip.Prefix, error) {
 
 // A variable is one line.
 type variable struct{ name, value string }
+
+// Variables returns the variables of a file as Parse reads it, by name, those that File
+// does not keep too; of one that is there twice, the last. The text need not be one that
+// Parse takes.
+func Variables(text []byte) map[string]string { return byName(variables(text)) }
+
+func byName(vars []variable) map[string]string {
+	all := make(map[string]string, len(vars))
+	for _, v := range vars {
+		all[v.name] = v.value
+	}
+	return all
+}
 
 // variables reads the assignments of a shell script that does nothing else. What it
 // can't make sense of it leaves out.

@@ -3,6 +3,7 @@ package subnetenv_test
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -132,6 +133,13 @@ func TestParseRefuses(t *testing.T) {
 		if f != (subnetenv.File{}) {
 			t.Errorf("%q: %+v in spite of an error", text, f)
 		}
+	}
+}
+
+func TestVariables(t *testing.T) {
+	got := subnetenv.Variables([]byte("\ufeffexport A='1 2' # x\r\n# B=1\nC=a,b # x\nno variable\nA=2\nD="))
+	if want := map[string]string{"A": "2", "C": "a,b", "D": ""}; !maps.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
