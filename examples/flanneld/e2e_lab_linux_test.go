@@ -141,6 +141,15 @@ func (h *labHost) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// script writes a program to path that is command's, for what runs on the host.
+func (h *labHost) script(path string) {
+	h.c.t.Helper()
+	self, err := os.Executable()
+	h.c.must(err)
+	text := fmt.Sprintf("#!/bin/sh\n%s=1 FLANNELD_SUBNET_FILE='%s' exec '%s' \"$@\"\n", roleVariable, h.file, self)
+	h.c.must(os.WriteFile(path, []byte(text), 0o755))
+}
+
 // start starts a daemon with the flags, which find the cluster's etcd by themselves
 // only after forwardEtcd; usually they begin with c.endpoints(). Its log is shown when
 // the test fails.

@@ -236,14 +236,9 @@ func (v *veteran) systemctl() *callee {
 		must(err)
 		pipes[i] = f
 	}
-	self, err := os.Executable()
-	must(err)
-	for name, text := range map[string]string{
-		"systemctl": "echo \"$*\" >" + pipes[0].Name() + "; read -r code <" + pipes[1].Name() + "; exit $code",
-		"flanneld":  "export " + roleVariable + "=1 FLANNELD_SUBNET_FILE=" + v.labHost.file + "; exec " + self + " \"$@\"",
-	} {
-		must(os.WriteFile(filepath.Join(c.dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755))
-	}
+	text := "#!/bin/sh\necho \"$*\" >" + pipes[0].Name() + "; read -r code <" + pipes[1].Name() + "; exit $code\n"
+	must(os.WriteFile(filepath.Join(c.dir, "systemctl"), []byte(text), 0o755))
+	v.labHost.script(filepath.Join(c.dir, "flanneld"))
 	c.pipe = pipes[1]
 	ended := make(chan struct{})
 	go func() {

@@ -77,7 +77,9 @@ func symptoms() map[string]symptom {
 // TestTroubleshooting makes each trouble of docs/troubleshooting.md, and runs the
 // commands of its section: what they print must be what the page shows.
 func TestTroubleshooting(t *testing.T) {
-	needIPTables(t)
+	netlab.Require(t, netlab.NeedTUN, netlab.NeedVXLAN)
+	needTools(t, "IPTABLES", "iptables")
+	needTools(t, "PAGES", "ip", "sysctl", "ping", "bash")
 	const page = "docs/troubleshooting.md"
 	text, err := os.ReadFile(page)
 	if err != nil {
@@ -104,20 +106,6 @@ func TestTroubleshooting(t *testing.T) {
 			tr.make(r)
 			r.follow(section, tr.cure)
 		})
-	}
-}
-
-// needIPTables skips a test that runs the commands of a page that has iptables in it.
-func needIPTables(t *testing.T) {
-	t.Helper()
-	netlab.Require(t, netlab.NeedTUN, netlab.NeedVXLAN)
-	for _, name := range []string{"iptables", "ip", "sysctl", "ping", "bash"} {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv("FLANNELKIT_NEED_IPTABLES") != "" && name == "iptables" {
-				t.Fatalf("%v, and FLANNELKIT_NEED_IPTABLES is set (install iptables)", err)
-			}
-			t.Skipf("%v (install it to run this test)", err)
-		}
 	}
 }
 
@@ -163,12 +151,9 @@ func newTrial(t *testing.T, tr symptom) *trial {
 
 // program puts a flanneld for the host where its scripts find it.
 func (r *trial) program(h *labHost) {
-	self, err := os.Executable()
-	r.c.must(err)
 	dir := filepath.Join(r.bin, h.Name())
 	r.c.must(os.Mkdir(dir, 0o755))
-	text := fmt.Sprintf("#!/bin/sh\n%s=1 FLANNELD_SUBNET_FILE='%s' exec '%s' \"$@\"\n", roleVariable, h.file, self)
-	r.c.must(os.WriteFile(filepath.Join(dir, "flanneld"), []byte(text), 0o755))
+	h.script(filepath.Join(dir, "flanneld"))
 }
 
 // on runs a script on a host, by its number from 0.
