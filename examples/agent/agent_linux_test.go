@@ -10,16 +10,17 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/flannelkit/flannelkit"
 	"github.com/flannelkit/flannelkit/internal/etcdtest"
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 	"github.com/flannelkit/flannelkit/lease"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // patience bounds what must happen sooner or later.
@@ -166,24 +167,6 @@ func TestRunEnds(t *testing.T) {
 	}
 }
 
-// output is what a program writes.
-type output struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
-}
-
 // TestProgram is the whole program in a network namespace, with a TUN device.
 func TestProgram(t *testing.T) {
 	ns, err := netlab.ForTest(t, netlab.NeedTUN).Namespace("host")
@@ -201,7 +184,7 @@ func TestProgram(t *testing.T) {
 	}
 	said := regexp.MustCompile(`^containers of this host: subnet (10\.5\.\d+\.0)/24 MTU \d+\n$`)
 	for range 2 {
-		var out, diag output
+		var out, diag syncbuf.Buffer
 		cmd := exec.Command(self, "-etcd", etcd.Endpoint(), "-iface", "192.0.2.1")
 		cmd.Env, cmd.Stdout, cmd.Stderr = []string{programVariable + "=1"}, &out, &diag
 		p, err := ns.Start(cmd)
@@ -234,7 +217,7 @@ func TestProgramFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var diag output
+	var diag syncbuf.Buffer
 	cmd := exec.Command(self, "-etcd", "ftp://127.0.0.1")
 	cmd.Env, cmd.Stderr = []string{programVariable + "=1"}, &diag
 	var exit *exec.ExitError

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/flannelkit/flannelkit/encap/backend"
 	"github.com/flannelkit/flannelkit/encap/masq"
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 	"github.com/flannelkit/flannelkit/lease"
 )
 
@@ -45,22 +45,7 @@ func receive[T any](t *testing.T, what string, c <-chan T) T {
 }
 
 // A lockedBuffer collects what several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
+type lockedBuffer struct{ syncbuf.Buffer }
 
 func (b *lockedBuffer) has(s string) func() bool {
 	return func() bool { return strings.Contains(b.String(), s) }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/flannelkit/flannelkit/internal/etcdtest"
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 )
 
 // programVariable makes this test binary the program.
@@ -121,7 +122,7 @@ func TestServe(t *testing.T) {
 	etcd := etcdtest.Start(t, etcdtest.Config{})
 	etcd.Put("/coreos.com/network/config", `{"Network": "10.244.0.0/16"}`)
 	cmd := program(t, "-etcd", etcd.Endpoint(), "-iface", "127.0.0.4")
-	var out, diag lines
+	var out, diag syncbuf.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &diag
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -132,11 +133,11 @@ func TestServe(t *testing.T) {
 	serving := regexp.MustCompile(`serving http://(10\.244\.\d+\.1)/\n`)
 	var addr netip.Addr
 	for late := time.Now().Add(patience); !addr.IsValid(); time.Sleep(5 * time.Millisecond) {
-		if m := serving.FindStringSubmatch(out.text()); m != nil {
+		if m := serving.FindStringSubmatch(out.String()); m != nil {
 			addr = netip.MustParseAddr(m[1])
 		}
 		if time.Now().After(late) {
-			t.Fatalf("it does not serve:\n%s%s", out.text(), diag.text())
+			t.Fatalf("it does not serve:\n%s%s", out.String(), diag.String())
 		}
 	}
 	fetch(t, etcd.Endpoint(), addr)
@@ -146,7 +147,7 @@ func TestServe(t *testing.T) {
 	select {
 	case err := <-ended:
 		if err != nil {
-			t.Errorf("after SIGTERM: %v\n%s", err, diag.text())
+			t.Errorf("after SIGTERM: %v\n%s", err, diag.String())
 		}
 	case <-time.After(patience):
 		t.Error("it does not stop")

@@ -5,29 +5,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/flannelkit/flannelkit/lease/etcdv3"
 )
-
-// lines is a buffer for two goroutines.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // fetch joins the network in an etcd and gets a page from another member.
 func fetch(t *testing.T, endpoint string, from netip.Addr) {

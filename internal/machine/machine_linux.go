@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 )
 
 //go:embed boot.sh
@@ -233,7 +234,7 @@ func (m *Machine) Done() <-chan struct{} { return m.ended }
 func (m *Machine) Run(ctx context.Context, script string) (stdout, stderr []byte, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.limit, fmt.Errorf("more than %s", m.limit))
 	defer cancel()
-	var out, errs, both lockedBuffer
+	var out, errs, both syncbuf.Buffer
 	cmd := m.command(ctx, script)
 	cmd.Stdout, cmd.Stderr = tee{&out, &both}, tee{&errs, &both}
 	err = cmd.Run()

@@ -2,31 +2,12 @@ package machine
 
 import (
 	"bytes"
-	"slices"
-	"sync"
+
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 )
 
-// A lockedBuffer may be read while a process that outlived its command still writes.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// Bytes returns a copy.
-func (l *lockedBuffer) Bytes() []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.b.Bytes())
-}
-
 // A tee is one stream of a process, and both of them in the order of their writes.
-type tee struct{ one, both *lockedBuffer }
+type tee struct{ one, both *syncbuf.Buffer }
 
 func (t tee) Write(p []byte) (int, error) {
 	_, _ = t.both.Write(p) // never fails

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 	"github.com/flannelkit/flannelkit/internal/vm/wire"
 )
 
@@ -136,35 +137,14 @@ type session struct {
 	up      bool
 	down    bool
 	output  bytes.Buffer // of the guest that runs
-	kernel  lockedBuffer
+	kernel  syncbuf.Buffer
 	mark    int // how much of kernel was there when the guest began
 	began   time.Time
 }
 
-// lockedBuffer is a bytes.Buffer that is written and read at the same time.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write appends.
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// since returns what came after the first n bytes.
-func (l *lockedBuffer) since(n int) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.ReplaceAll(string(l.b.Bytes()[n:]), "\r\n", "\n")
-}
-
-func (l *lockedBuffer) len() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Len()
+// since returns what came after the first n bytes, with the ends of lines that others use.
+func since(b *syncbuf.Buffer, n int) string {
+	return strings.ReplaceAll(b.String()[n:], "\r\n", "\n")
 }
 
 // follow takes the frames until qemu ends, and returns an error if it has to be ended.
@@ -211,7 +191,7 @@ func (s *session) take(f wire.Frame) time.Duration {
 	case wire.Up:
 		s.up = true
 	case wire.Start:
-		s.job, s.mark, s.began = f.Job, s.kernel.len(), time.Now()
+		s.job, s.mark, s.began = f.Job, s.kernel.Len(), time.Now()
 		s.output.Reset()
 		return s.guests[f.Job].limit() + killTime
 	case wire.Output:
@@ -250,7 +230,7 @@ func (s *session) end(err error) {
 		return
 	}
 	r := &s.results[s.job]
-	r.Time, r.Kernel = time.Since(s.began), s.kernel.since(s.mark)
+	r.Time, r.Kernel = time.Since(s.began), since(&s.kernel, s.mark)
 	var tests []*Test
 	tests, r.Output, r.loose = parseTests(s.output.Bytes())
 	for _, t := range tests {
@@ -269,14 +249,14 @@ func (s *session) finish(err error) {
 	}
 	for i := range s.results {
 		if r := &s.results[i]; r.Err == errNotRun && err != nil {
-			r.Err, r.Kernel = fmt.Errorf("%w: %w", errNotRun, err), s.kernel.since(0)
+			r.Err, r.Kernel = fmt.Errorf("%w: %w", errNotRun, err), since(&s.kernel, 0)
 		}
 	}
 }
 
 // explain finds out why the machine ended, from what it printed: nil if as it should.
 func (s *session) explain(err, exit error, qemu string) error {
-	console := s.kernel.since(0)
+	console := since(&s.kernel, 0)
 	lines := strings.Split(console, "\n")
 	i := slices.IndexFunc(lines, func(line string) bool { return strings.Contains(line, "Kernel panic") })
 	switch {

@@ -12,13 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/flannelkit/flannelkit/internal/etcdtest"
 	"github.com/flannelkit/flannelkit/internal/netlab"
+	"github.com/flannelkit/flannelkit/internal/syncbuf"
 )
 
 // patience is for what happens at once on a machine that has nothing else to do.
@@ -67,29 +67,11 @@ func (h *labHost) sh(name string, args ...string) string {
 	return out.String()
 }
 
-// A buffer may be written to while it is read.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // daemon starts a program on the host that is flanneld in the end, and returns its log
 // and what ends it, which has to succeed.
-func (h *labHost) daemon(cmd *exec.Cmd) (log *buffer, end func()) {
+func (h *labHost) daemon(cmd *exec.Cmd) (log *syncbuf.Buffer, end func()) {
 	h.t.Helper()
-	log = new(buffer)
+	log = new(syncbuf.Buffer)
 	cmd.Stdout, cmd.Stderr = log, log
 	p, err := h.Start(cmd)
 	h.must(err)
