@@ -137,7 +137,7 @@ func TestE2EData(t *testing.T) {
 // nothing but speed changes. M2 makes trains of what was cut.
 func TestE2EDataWithout(t *testing.T) {
 	slow(t)
-	all := encap.SegmentOffload | encap.ReceiveOffload | encap.Trains | encap.JoinTCP | encap.JoinUDP
+	all := encap.SegmentOffload | encap.ReceiveOffload | encap.Trains | encap.JoinTCP | encap.JoinUDP | encap.Batches | encap.BriefSleep
 	for _, f := range []struct {
 		name  string
 		f     encap.Feature
@@ -149,6 +149,8 @@ func TestE2EDataWithout(t *testing.T) {
 		{"join tcp", encap.JoinTCP, nil},
 		{"join udp", encap.JoinUDP, nil},
 		{"join", encap.JoinTCP | encap.JoinUDP, func(st encap.Stats) bool { return st.RX.SuperPackets == 0 }},
+		{"batches", encap.Batches, func(st encap.Stats) bool { return st.TX.PeakBatch == 1 && st.RX.PeakBatch == 1 && fast(st) }},
+		{"brief sleep", encap.BriefSleep, fast},
 		{"all", all, func(st encap.Stats) bool { return st.RX.SuperPackets+st.RX.Trains+st.TX.Trains == 0 }},
 	} {
 		dataTest{f.name, labConfig{Mode: netlab.M2, Engine: encap.Config{Without: f.f}}, f.proof}.run(t)

@@ -71,6 +71,13 @@ const (
 	// JoinTCP and JoinUDP write runs of received packets as one.
 	JoinTCP
 	JoinUDP
+	// Batches moves many messages with one sendmmsg or recvmmsg. Without it
+	// one goes at a time, so that small packets form no trains and runs
+	// don't grow across messages. Linux only; the portable path ignores it.
+	Batches
+	// BriefSleep sleeps up to 50 us without telling Go's scheduler while
+	// bulk traffic flows. Linux only; the portable path ignores it.
+	BriefSleep
 )
 
 // Config adjusts an Engine. The zero value is right for almost everyone.

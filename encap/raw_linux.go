@@ -211,7 +211,7 @@ func (p *rawPath) sleep(bulk bool) error {
 			p.polls[2+p.tx.meta[p.tx.sent].sock].Events |= unix.POLLOUT
 		}
 	}
-	if bulk && ns < 0 {
+	if bulk && ns < 0 && p.cfg.Without&BriefSleep == 0 {
 		if n, e := waitBriefly(p.polls, briefTime); n > 0 || e != 0 {
 			return p.woken()
 		}

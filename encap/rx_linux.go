@@ -32,7 +32,9 @@ type rxState struct {
 	iovs  []iovec
 	out   []iovec
 	plain []byte // for packets that do not come from a slot: header and packet
-	vlen  int
+	vlen  int    // messages of the next recvmmsg: one of the two
+
+	trainSlots, singleSlots int
 
 	join       *offload.Joiner
 	joinConfig offload.JoinConfig // as configured
@@ -78,7 +80,11 @@ func (r *rxState) init(p *rawPath) (err error) {
 		r.iovs[i] = iovec{addr(&b[0]), uintptr(len(b))}
 		r.msgs[i].hdr = msghdr{name: addr(&r.names[i]), iov: addr(&r.iovs[i]), iovlen: 1, control: addr(&r.ctl[i][0])}
 	}
-	r.vlen = rxTrainSlots
+	r.trainSlots, r.singleSlots = rxTrainSlots, rxSlots
+	if p.cfg.Without&Batches != 0 {
+		r.trainSlots, r.singleSlots = 1, 1
+	}
+	r.vlen = r.trainSlots
 	r.partial = p.vnet
 	r.joinConfig = offload.JoinConfig{
 		Packets:         rxPackets,
@@ -113,10 +119,10 @@ func (r *rxState) pump() (bool, error) {
 	r.ring.Consume(n)
 	r.ring.Rewind()
 	if trains {
-		r.vlen = rxTrainSlots
+		r.vlen = r.trainSlots
 	} else {
 		r.p.rxReady = r.p.rxReady && n == r.vlen // fewer: it was the last
-		r.vlen = rxSlots
+		r.vlen = r.singleSlots
 	}
 	return true, err
 }

@@ -49,6 +49,8 @@ type txState struct {
 	iovUsed  int
 	hdrUsed  int
 	maxSegs  int
+	maxBatch int   // messages after which a batch leaves
+	maxCall  int   // messages of one sendmmsg
 	backoff  bool  // the device had no buffers: try again at retryAt
 	retryAt  int64 // monotonic
 	attempts int   // of that
@@ -109,6 +111,10 @@ func (t *txState) init(p *rawPath) {
 	if kernelAtLeast(6, 9, 0) {
 		t.maxSegs = 128
 	}
+	t.maxBatch, t.maxCall = batchMsgs, maxMsgs
+	if p.cfg.Without&Batches != 0 {
+		t.maxBatch, t.maxCall = 1, 1
+	}
 }
 
 // pending reports whether a batch waits for the socket.
@@ -142,7 +148,7 @@ func (t *txState) pump() (bool, error) {
 func (t *txState) fill() (read bool, err error) {
 	s := t.p.table.cur.Load()
 	st := &t.p.core.stats.TX
-	for t.used < batchBytes && t.n < batchMsgs && t.iovUsed < maxIovs/2 && t.hdrUsed < maxHdrs/4 {
+	for t.used < batchBytes && t.n < t.maxBatch && t.iovUsed < maxIovs/2 && t.hdrUsed < maxHdrs/4 {
 		n, e := t.read()
 		switch e {
 		case 0:
@@ -383,7 +389,7 @@ func (t *txState) send() error {
 			continue
 		}
 		end := t.sent + 1
-		for end < t.n && t.meta[end].sock == m.sock && t.meta[end].replay < 0 && t.meta[end].frag == m.frag {
+		for end < t.n && end-t.sent < t.maxCall && t.meta[end].sock == m.sock && t.meta[end].replay < 0 && t.meta[end].frag == m.frag {
 			end++
 		}
 		n, e := t.call(m, &t.msgs[t.sent], end-t.sent)
