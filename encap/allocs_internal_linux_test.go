@@ -171,31 +171,3 @@ func TestReplayAllocs(t *testing.T) {
 		t.Errorf("%v allocations for the replay of %d packets", n, len(ps))
 	}
 }
-
-// BenchmarkPump is what the engine itself costs, without the kernel.
-func BenchmarkPump(b *testing.B) {
-	small := slices.Repeat([]tunRead{one(udp4(pattern(64, 1)))}, 64)
-	ps := flow(tcp4(nil), 44, 1400)
-	for _, c := range []struct {
-		name  string
-		reads []tunRead
-		in    []arrival
-	}{
-		{"out/super", []tunRead{big(tcp4(pattern(44*1400, 1)), 1400)}, nil},
-		{"out/small", small, nil},
-		{"in/train", nil, []arrival{train(ps...)}},
-		{"in/small", nil, each(slices.Repeat([][]byte{udp4(pattern(64, 1)).back().packet()}, 64))},
-	} {
-		b.Run(c.name, func(b *testing.B) {
-			r := newRig(b, Config{})
-			y := newPlayer(r)
-			y.reads, y.arrivals = c.reads, c.in
-			b.ReportAllocs()
-			for b.Loop() {
-				r.round(y)
-			}
-			st := r.p.core.stats
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(st.TX.Packets+st.RX.Packets), "ns/packet")
-		})
-	}
-}

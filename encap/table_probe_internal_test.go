@@ -162,29 +162,3 @@ func TestTableProbesByPeers(t *testing.T) {
 		}
 	}
 }
-
-// BenchmarkLookup asks for the same number of different destinations in the
-// same order, however many peers there are.
-func BenchmarkLookup(b *testing.B) {
-	for _, n := range []int{2, 10000} {
-		b.Run(fmt.Sprintf("%dpeers", n), func(b *testing.B) {
-			tb, subnets := fleet(b, "10.0.0.0/8", 24, n, true)
-			s := tb.cur.Load()
-			r := rand.New(rand.NewPCG(3, 4))
-			dst := make([]uint32, 1024)
-			for i := range dst {
-				// 16 busy peers: what one engine talks to within microseconds.
-				a := subnets[r.IntN(min(16, n))].Addr().As4()
-				dst[i] = binary.BigEndian.Uint32(a[:]) + r.Uint32N(254) + 1
-			}
-			b.ReportAllocs()
-			i := 0
-			for b.Loop() {
-				if s.lookup4(dst[i&1023]) == nil {
-					b.Fatal("not found")
-				}
-				i++
-			}
-		})
-	}
-}

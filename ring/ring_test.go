@@ -243,12 +243,3 @@ func TestNoAllocations(t *testing.T) {
 		t.Errorf("%v allocations for a round of 64 packets", allocs)
 	}
 }
-
-func BenchmarkHandOver(b *testing.B) {
-	r := newRing(b, Config{Slots: 64, SlotSize: 2048})
-	for b.Loop() {
-		r.Slot(r.Head())[0] = 1
-		r.Produce(1)
-		r.Consume(1)
-	}
-}

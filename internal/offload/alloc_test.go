@@ -2,15 +2,14 @@ package offload_test
 
 import (
 	"bytes"
-	"fmt"
 	"testing"
 
 	"github.com/flannelkit/flannelkit/internal/offload"
 )
 
-// bulk is a super-packet as a bulk transfer makes it: 64 KiB less the headers.
-func bulk(base packet, mss int) ([]byte, offload.Virtio) {
-	base.payload = noise[:65535-base.headerLen()]
+// bulk is a super-packet of full segments as a bulk transfer makes it.
+func bulk(base packet, mss, segments int) ([]byte, offload.Virtio) {
+	base.payload = noise[:segments*mss]
 	b := base.bytes()
 	v := offload.Virtio{Flags: 1, GSOType: 5, GSOSize: uint16(mss), CsumStart: uint16(base.ipLen()), CsumOffset: 6}
 	if base.proto == protoTCP {
@@ -21,8 +20,8 @@ func bulk(base packet, mss int) ([]byte, offload.Virtio) {
 }
 
 // splitter returns a function that cuts the same super-packet each time.
-func splitter(tb testing.TB, base packet, mss int) (bytesEach int, cut func()) {
-	p, v := bulk(base, mss)
+func splitter(tb testing.TB, base packet, mss, segments int) (bytesEach int, cut func()) {
+	p, v := bulk(base, mss, segments)
 	headers := bytes.Clone(p[:base.headerLen()])
 	dst := make([]byte, len(headers))
 	var s offload.Splitter
@@ -35,8 +34,8 @@ func splitter(tb testing.TB, base packet, mss int) (bytesEach int, cut func()) {
 		for s.Next(dst) != nil {
 			n++
 		}
-		if n != s.Segments() || n < 2 {
-			tb.Fatalf("%d segments", n)
+		if n != segments {
+			tb.Fatalf("%d segments, want %d", n, segments)
 		}
 	}
 }
@@ -81,29 +80,29 @@ func joiner(tb testing.TB, specs []*packet, trusted bool, runs int) (bytesEach i
 	}
 }
 
-// interleaved returns 64 packets of 8 flows in turn. Single ones have PSH, or no
-// checksum, so that none can be joined.
-func interleaved(single bool) []*packet {
+// interleaved returns 64 packets of that many flows (a power of two) in turn.
+// Single ones have PSH, or no checksum, so that none can be joined.
+func interleaved(n int, single bool) []*packet {
 	var out []*packet
 	var flows [][]*packet
-	for i := range 8 {
+	for i := range n {
 		p := basePackets()[[]int{4, 1, 5, 3}[i&3]] // with DF, as is usual
 		p.sport = uint16(5000 + i)
 		p.noSum = single && p.proto == protoUDP
 		if single {
 			p.flags |= psh
 		}
-		flows = append(flows, train(p, 8, 1400, 1400))
+		flows = append(flows, train(p, 64/n, 1400, 1400))
 	}
 	for i := range 64 {
-		out = append(out, flows[i%8][i/8])
+		out = append(out, flows[i%n][i/n])
 	}
 	return out
 }
 
 func TestSplitAllocs(t *testing.T) {
 	for _, base := range basePackets() {
-		_, cut := splitter(t, base, 1420)
+		_, cut := splitter(t, base, 1420, 44)
 		if n := testing.AllocsPerRun(100, cut); n != 0 {
 			t.Errorf("%v allocations for a super-packet of IPv%d, protocol %d, want 0", n, base.network(0)[0]>>4, base.proto)
 		}
@@ -119,7 +118,7 @@ func TestJoinAllocs(t *testing.T) {
 			}
 		}
 		for _, single := range []bool{false, true} {
-			_, join := joiner(t, interleaved(single), trusted, map[bool]int{false: 8, true: 64}[single])
+			_, join := joiner(t, interleaved(8, single), trusted, map[bool]int{false: 8, true: 64}[single])
 			if n := testing.AllocsPerRun(100, join); n != 0 {
 				t.Errorf("%v allocations for eight flows, single %v, trusted %v, want 0", n, single, trusted)
 			}
@@ -135,68 +134,5 @@ func TestJoinAllocs(t *testing.T) {
 		offload.DecTTL(p)
 	}); n != 0 {
 		t.Errorf("%v allocations for Check, DecTTL and FinishChecksum, want 0", n)
-	}
-}
-
-func BenchmarkSplit(b *testing.B) {
-	for i, name := range []string{"tcp4", "tcp6", "udp4", "udp6"} {
-		b.Run(name, func(b *testing.B) {
-			n, cut := splitter(b, basePackets()[i], 1420)
-			b.SetBytes(int64(n))
-			for b.Loop() {
-				cut()
-			}
-		})
-	}
-}
-
-func BenchmarkJoin(b *testing.B) {
-	full := func(i int) []*packet {
-		p := basePackets()[i]
-		return train(p, 44, 1472-p.headerLen(), 700)
-	}
-	for _, r := range []struct {
-		name  string
-		specs []*packet
-		runs  int
-	}{
-		{"train/tcp4", full(4), 1},
-		{"train/tcp6", full(1), 1},
-		{"train/udp4", full(5), 1},
-		{"train/udp6", full(3), 1},
-		{"train/tcp4-without-df", full(0), 1},
-		{"interleaved", interleaved(false), 8},
-		{"singles", interleaved(true), 64},
-	} {
-		for _, trusted := range []bool{true, false} {
-			b.Run(fmt.Sprintf("%s/%s", r.name, map[bool]string{true: "trusted", false: "verified"}[trusted]), func(b *testing.B) {
-				n, join := joiner(b, r.specs, trusted, r.runs)
-				b.SetBytes(int64(n))
-				for b.Loop() {
-					join()
-				}
-			})
-		}
-	}
-}
-
-// BenchmarkCheck's bytes are those of the packets, of which only headers are read.
-func BenchmarkCheck(b *testing.B) {
-	options := basePackets()[0]
-	options.options = make([]byte, 8)
-	for _, r := range []struct {
-		name string
-		p    packet
-	}{{"ipv4", basePackets()[0]}, {"ipv6", basePackets()[1]}, {"options", options}} {
-		b.Run(r.name, func(b *testing.B) {
-			r.p.payload = noise[:1400]
-			p := r.p.bytes()
-			b.SetBytes(int64(len(p)))
-			for b.Loop() {
-				if offload.Check(p) != offload.FaultNone {
-					b.Fatal("fault")
-				}
-			}
-		})
 	}
 }

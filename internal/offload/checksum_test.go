@@ -3,7 +3,6 @@ package offload
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -303,50 +302,5 @@ func TestChecksumAllocs(t *testing.T) {
 	})
 	if allocs != 0 {
 		t.Errorf("%v allocations per run, want 0", allocs)
-	}
-}
-
-var checksumSink uint64 // keeps the compiler from dropping a benchmark's work
-
-func BenchmarkSum(b *testing.B) {
-	buf := make([]byte, 1<<16)
-	for _, s := range summers() {
-		for _, n := range []int{20, 40, 60, 64, 96, 128, 160, 256, 512, 1024, 1420, 1460, 8960, 65000} {
-			if n < s.min {
-				continue
-			}
-			b.Run(fmt.Sprintf("%s/%d", s.name, n), func(b *testing.B) {
-				b.SetBytes(int64(n))
-				data := buf[10 : 10+n] // where a packet is behind a virtio header: even, and crossing cache lines
-				acc := uint64(0)
-				for b.Loop() {
-					acc = s.sum(data, acc)
-				}
-				checksumSink = acc
-			})
-		}
-	}
-}
-
-// BenchmarkSumSegments is a TSO super-packet's payload, in one call and with a call of Sum per segment.
-func BenchmarkSumSegments(b *testing.B) {
-	buf, out := make([]byte, 1<<16), make([]uint64, 128)
-	for _, seg := range []int{536, 1200, 1408, 1448, 8908} {
-		n := 64000 / seg * seg
-		data := buf[62 : 62+n]
-		b.Run(fmt.Sprintf("once/%d", seg), func(b *testing.B) {
-			b.SetBytes(int64(n))
-			for b.Loop() {
-				SumSegments(data, seg, out)
-			}
-		})
-		b.Run(fmt.Sprintf("each/%d", seg), func(b *testing.B) {
-			b.SetBytes(int64(n))
-			for b.Loop() {
-				for i := range n / seg {
-					out[i] = Sum(data[i*seg:][:seg], 0)
-				}
-			}
-		})
 	}
 }
