@@ -25,37 +25,27 @@ func Summarize(values []float64) Summary {
 	return Summary{N: n, Median: median, Min: sorted[0], Max: sorted[n-1]}
 }
 
-// Summary sums up one test of one candidate in one mode.
-func (r *Run) Summary(mode string, test Test, candidate string) Summary {
-	values := r.Values(mode, test, candidate)
-	list := make([]float64, 0, len(values))
-	for _, v := range values {
-		list = append(list, v)
+func summarizeMap(values map[int]float64) Summary { return Summarize(list(values)) }
+
+// list returns the values in the order of the runs.
+func list(values map[int]float64) []float64 {
+	runs := make([]int, 0, len(values))
+	for run := range values {
+		runs = append(runs, run)
 	}
-	return Summarize(list)
+	slices.Sort(runs)
+	out := make([]float64, 0, len(runs))
+	for _, run := range runs {
+		out = append(out, values[run])
+	}
+	return out
 }
 
 // A Ratio compares two candidates: the ratio of their medians, and the spread of the ratios of single runs, in which the
 // two were measured right after each other, so that a change of the machine between runs hits both.
 type Ratio struct {
-	Of       float64 `json:"of"`
-	Min, Max float64
-	N        int `json:"n"` // runs with both
-}
-
-// Ratio divides a candidate's results by another's. N is 0 when there is nothing to compare.
-func (r *Run) Ratio(mode string, test Test, candidate, base string) Ratio {
-	ours, theirs := r.Values(mode, test, candidate), r.Values(mode, test, base)
-	var single []float64
-	for run, v := range ours {
-		if b, ok := theirs[run]; ok && b > 0 {
-			single = append(single, v/b)
-		}
-	}
-	over := r.Summary(mode, test, base).Median
-	if len(single) == 0 || over <= 0 {
-		return Ratio{}
-	}
-	s := Summarize(single)
-	return Ratio{Of: r.Summary(mode, test, candidate).Median / over, Min: s.Min, Max: s.Max, N: s.N}
+	Of  float64 `json:"of"`
+	Min float64 `json:"min"` // lowest of the single runs
+	Max float64 `json:"max"` // highest of them
+	N   int     `json:"n"`   // runs with both
 }

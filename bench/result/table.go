@@ -2,57 +2,21 @@ package result
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
-
-	"github.com/jedib0t/go-pretty/v6/table"
-	"github.com/jedib0t/go-pretty/v6/text"
 )
 
-// Text renders the run for a terminal.
-func (r *Run) Text() string {
-	w := r.table()
-	w.SetStyle(table.StyleLight)
-	w.Style().Format.Header = text.FormatDefault
-	w.SetTitle(r.title())
-	var b strings.Builder
-	b.WriteString(w.Render())
-	b.WriteString("\n" + r.legend() + "\n")
-	for _, v := range r.allVerdicts() {
-		fmt.Fprintf(&b, "%-6s  %s: %s: %s\n", met(v), v.Candidate, v.Floor, v.Measured)
-	}
-	for _, line := range append(r.notes(), r.Environment.Warnings...) {
-		b.WriteString("note: " + line + "\n")
-	}
-	return b.String()
-}
+// DefaultWidth is how many columns [Run.Text] takes.
+const DefaultWidth = 140
 
-// Markdown renders the run, its environment first, for a document.
-func (r *Run) Markdown() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "`%s`\n\n", r.Environment.Command)
-	for _, line := range r.Environment.Lines() {
-		b.WriteString("- " + line + "\n")
-	}
-	fmt.Fprintf(&b, "\n%s\n\n%s\n\n%s\n", r.title(), r.table().RenderMarkdown(), r.legend())
-	if verdicts := r.allVerdicts(); len(verdicts) > 0 {
-		w := table.NewWriter()
-		w.AppendHeader(table.Row{"", "candidate", "floor", "measured"})
-		for _, v := range verdicts {
-			w.AppendRow(table.Row{met(v), v.Candidate, v.Floor, v.Measured})
-		}
-		b.WriteString("\n" + w.RenderMarkdown() + "\n")
-	}
-	for _, line := range append(r.notes(), r.Environment.Warnings...) {
-		b.WriteString("\nNote: " + line + "\n")
-	}
-	return b.String()
-}
+// markdownWidth is that of a table in a document: eight candidates or so.
+const markdownWidth = 220
 
 func (r *Run) title() string {
 	runs := 0
-	for _, s := range r.Samples {
-		runs = max(runs, s.Run)
+	for i := range r.Samples {
+		runs = max(runs, r.Samples[i].Run)
 	}
 	if runs <= 1 {
 		return fmt.Sprintf("One run of each, %v in all: a first look, not a result", r.Took.Round(time.Second))
@@ -60,130 +24,185 @@ func (r *Run) title() string {
 	return fmt.Sprintf("Medians of %d runs (lowest..highest), %v in all", runs, r.Took.Round(time.Second))
 }
 
-func (r *Run) legend() string {
-	return "Ratios are of the medians; in brackets the lowest and highest of the single runs. (<) lower is better,\n" +
-		"^ no loss up to where the sender's processor was full, * see the notes."
+// legend explains the cells. Its lines are joined in a document.
+func legend() []string {
+	return []string{
+		"Ratios are of the medians; in brackets the lowest and highest of the single runs. (<) lower is better,",
+		"^ no loss up to where the sender's processor was full, n=3 only so many runs count, * see the notes.",
+	}
 }
 
-// table has a row for each mode and test, a column for each candidate, and columns for the ratios of those that are no
-// yardstick themselves: the engine's to both yardsticks, the others' to VXLAN.
-func (r *Run) table() table.Writer {
-	w := table.NewWriter()
-	header := table.Row{"mode", "test", "unit"}
-	for _, c := range r.Candidates {
-		header = append(header, c)
+func (r *Run) has(candidate string) bool { return slices.Contains(r.Candidates, candidate) }
+
+// base is what the others are divided by: kernel VXLAN, which the goals are about, or else the path without a tunnel. It is
+// "" when there is nothing to compare.
+func (r *Run) base() string {
+	for _, base := range []string{VXLAN, Native} {
+		if r.has(base) && len(r.Candidates) > 1 {
+			return base
+		}
 	}
-	type pair struct{ candidate, base string }
-	var pairs []pair
-	for _, c := range r.Candidates {
-		for _, base := range []string{VXLAN, Native} {
-			if c != Native && c != VXLAN && r.has(base) && (c == UDP || base == VXLAN) {
-				pairs = append(pairs, pair{c, base})
+	return ""
+}
+
+// grids are the tables of all beds: for each the values, and the ratios where there is a yardstick.
+func (r *Run) grids() []grid {
+	var out []grid
+	for _, bed := range r.Beds() {
+		out = append(out, r.values(bed))
+		if base := r.base(); base != "" {
+			if g := r.ratios(bed, base); len(g.columns) > 0 {
+				out = append(out, g)
 			}
 		}
 	}
-	if len(pairs) == 0 && r.has(VXLAN) && r.has(Native) {
-		pairs = []pair{{VXLAN, Native}}
-	}
-	for _, p := range pairs {
-		header = append(header, p.candidate+" / "+p.base)
-	}
-	w.AppendHeader(header)
-	for _, mode := range r.Modes {
-		w.AppendSeparator()
-		for _, test := range append(Tests(), Tunnel) {
-			row := table.Row{mode, test.Title(), test.Unit()}
-			if test.LowerIsBetter() {
-				row[2] = test.Unit() + " (<)"
-			}
-			filled := false
-			for _, c := range r.Candidates {
-				cell := r.cell(mode, test, c)
-				filled = filled || cell != ""
-				row = append(row, cell)
-			}
-			for _, p := range pairs {
-				row = append(row, ratioCell(r.Ratio(mode, test, p.candidate, p.base)))
-			}
-			if filled {
-				w.AppendRow(row)
-			}
-		}
-	}
-	return w
+	return out
 }
 
-func (r *Run) has(candidate string) bool {
+// values is the table of one bed: a row for each test, a column for each candidate.
+func (r *Run) values(bed Bed) grid {
+	g := grid{title: bed.String(), about: bed.About(), lead: []string{"test", "unit"}}
+	for _, t := range Tests() {
+		unit := t.Unit()
+		if t.LowerIsBetter() {
+			unit = strings.TrimSpace(unit + " (<)")
+		}
+		g.rows, g.groups = append(g.rows, []string{t.Title(), unit}), append(g.groups, family(t))
+	}
 	for _, c := range r.Candidates {
-		if c == candidate {
-			return true
+		col := column{name: c, every: c == r.base()}
+		for _, t := range Tests() {
+			col.cells = append(col.cells, r.cellText(cell{bed, t, c}))
 		}
+		g.columns = append(g.columns, col)
 	}
-	return false
+	return g.compact()
 }
 
-func (r *Run) cell(mode string, test Test, candidate string) string {
-	s := r.Summary(mode, test, candidate)
+// ratios is the table of one bed with all values divided by the base's.
+func (r *Run) ratios(bed Bed, base string) grid {
+	g := grid{title: fmt.Sprintf("%s: ratio to %s", bed, base), lead: []string{"test", ""}}
+	for _, t := range Tests() {
+		better := ""
+		if t.LowerIsBetter() {
+			better = "(<)"
+		}
+		g.rows, g.groups = append(g.rows, []string{t.Title(), better}), append(g.groups, family(t))
+	}
+	for _, c := range r.Candidates {
+		if c == base {
+			continue
+		}
+		col := column{name: c}
+		for _, t := range Tests() {
+			col.cells = append(col.cells, ratioText(r.Ratio(bed, t, c, base)))
+		}
+		g.columns = append(g.columns, col)
+	}
+	return g.compact()
+}
+
+// family tells which tests belong together.
+func family(t Test) string {
+	parent, _ := t.Of()
+	switch parent {
+	case Both:
+		return "tcp"
+	case RTT, RTTLoad, RR1, RR16, Connects:
+		return "latency"
+	case CPU, CPUPacket:
+		return "cpu"
+	case Idle, Memory:
+		return "process"
+	}
+	return strings.TrimRight(strings.TrimSuffix(string(parent), "mix"), "0123456789")
+}
+
+func (r *Run) cellText(c cell) string {
+	s := r.Summary(c.bed, c.test, c.candidate)
+	m := r.mark(c)
 	if s.N == 0 {
+		if m.few && len(r.of(c.bed, c.test, c.candidate)) > 0 {
+			return "n=0" // it was tried: the notes say what happened
+		}
 		return ""
 	}
-	notes, full := r.marks(mode, test, candidate)
-	cell := number(s.Median)
-	if full {
-		cell += "^"
+	out := number(s.Median)
+	if m.full {
+		out += "^"
 	}
 	if s.N > 1 {
-		cell += fmt.Sprintf(" (%s..%s)", number(s.Min), number(s.Max))
+		out += fmt.Sprintf(" (%s..%s)", number(s.Min), number(s.Max))
 	}
-	if len(notes) > 0 {
-		cell += " *"
+	if m.few {
+		out += fmt.Sprintf(" n=%d", s.N)
 	}
-	return cell
+	if m.notes {
+		out += " *"
+	}
+	return out
 }
 
-func ratioCell(r Ratio) string {
+func ratioText(r Ratio) string {
 	switch r.N {
 	case 0:
 		return ""
 	case 1:
-		return fmt.Sprintf("%.2f", r.Of)
+		return times(r.Of)
 	}
-	return fmt.Sprintf("%.2f (%.2f..%.2f)", r.Of, r.Min, r.Max)
+	return fmt.Sprintf("%s (%s..%s)", times(r.Of), times(r.Min), times(r.Max))
 }
 
-// allVerdicts judges the engine, which is what the project has set floors for.
-func (r *Run) allVerdicts() []Verdict {
-	if !r.has(UDP) {
-		return nil
+// times writes a ratio: with two decimals, which is more than the spread deserves, where that is enough and not too much.
+func times(v float64) string {
+	if v >= 9.995 || v < 0.0995 {
+		return number(v)
 	}
-	return r.Verdicts(UDP)
+	return fmt.Sprintf("%.2f", v)
 }
 
-func met(v Verdict) string {
-	if v.Met {
-		return "met"
-	}
-	return "MISSED"
-}
-
-// notes lists what the asterisks mean, each once.
-func (r *Run) notes() []string {
-	var out []string
-	seen := map[string]bool{}
-	steal := 0.0
-	for _, s := range r.Samples {
-		steal = max(steal, s.Steal)
-		if s.Note == "" {
-			continue
+// goals is the table of verdicts: a row for each test on each bed, with its floor and its aim side by side. It has no
+// columns when there is nothing to judge.
+func (r *Run) goals() grid {
+	g := grid{title: "The project's goals for " + UDP, lead: []string{"bed", "test", "measured"}}
+	var floor, aim column
+	floor.name, aim.name = "floor", "aim"
+	all := r.allVerdicts()
+	for i, v := range all {
+		if i == 0 || all[i-1].Bed != v.Bed || all[i-1].Test != v.Test {
+			measured := v.Measured
+			if strings.Contains(v.Goal, VXLAN) {
+				measured = strings.Replace(measured, " (", " of "+VXLAN+" (", 1)
+			}
+			g.rows = append(g.rows, []string{v.Bed.String(), v.Test.Title(), measured})
+			g.groups = append(g.groups, v.Bed.String())
+			floor.cells, aim.cells = append(floor.cells, ""), append(aim.cells, "")
 		}
-		line := fmt.Sprintf("%s %s, %s: %s", s.Mode, s.Test.Title(), s.Candidate, s.Note)
-		if !seen[line] {
-			seen[line] = true
-			out = append(out, line)
+		last := len(g.rows) - 1
+		text := fmt.Sprintf("%s: %s", strings.TrimSuffix(v.Goal, " of "+VXLAN), v.Word())
+		if v.Kind == Floor {
+			floor.cells[last] = text
+		} else {
+			aim.cells[last] = text
 		}
 	}
-	if steal >= 0.02 {
-		out = append(out, fmt.Sprintf("the hypervisor took up to %.0f %% of the processors' time during a measurement", steal*100))
+	g.columns = []column{floor, aim}
+	return g.compact()
+}
+
+// number writes a value with three digits that matter.
+func number(v float64) string {
+	a := v
+	if a < 0 {
+		a = -a
 	}
-	return out
+	switch {
+	case a >= 99.95 || a == 0:
+		return fmt.Sprintf("%.0f", v)
+	case a >= 9.995:
+		return fmt.Sprintf("%.1f", v)
+	case a >= 0.9995:
+		return fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("%.3f", v)
 }

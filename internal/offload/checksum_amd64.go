@@ -1,3 +1,5 @@
+//go:build !purego
+
 package offload
 
 // haveVector is whether the AVX2 loops may run: the CPU has the instructions and the operating system keeps their registers.

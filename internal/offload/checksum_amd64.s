@@ -1,3 +1,5 @@
+//go:build !purego
+
 #include "textflag.h"
 
 // Both loops take 128 bytes at a time into four vectors, then halves of that, then the last 31 bytes into AX with carries, and fold
