@@ -85,40 +85,6 @@ func (n *NS) Bridge(name string, ports ...string) error {
 	return n.Up(name)
 }
 
-// VXLANConfig describes a point-to-point VXLAN device.
-type VXLANConfig struct {
-	VNI    int        // network identifier, 24 bits
-	Port   int        // UDP port of both sides; 0 is 8472, as the kernel's and flannel's
-	Local  netip.Addr // outer source
-	Remote netip.Addr // outer destination of everything; same family as Local
-	Dev    string     // the underlay device
-	MTU    int        // 0 leaves it to the kernel: that of Dev less the headers
-}
-
-// VXLAN creates a VXLAN device that sends everything to one remote, and brings
-// it up. The outer UDP checksum is left at the kernel's default. Addresses and
-// routes are the caller's.
-func (n *NS) VXLAN(name string, cfg VXLANConfig) error {
-	if cfg.Port == 0 {
-		cfg.Port = 8472
-	}
-	err := n.withLink("create vxlan "+name+" on", cfg.Dev, func(h *netlink.Handle, dev netlink.Link) error {
-		return h.LinkAdd(&netlink.Vxlan{
-			LinkAttrs:    netlink.LinkAttrs{Name: name, MTU: cfg.MTU},
-			VxlanId:      cfg.VNI,
-			VtepDevIndex: dev.Attrs().Index,
-			SrcAddr:      cfg.Local.AsSlice(),
-			Group:        cfg.Remote.AsSlice(), // a unicast "group" is the default remote
-			Port:         cfg.Port,
-			Learning:     false, // there is one place to send to
-		})
-	})
-	if err != nil {
-		return err
-	}
-	return n.Up(name)
-}
-
 // Up brings a device up.
 func (n *NS) Up(link string) error {
 	return n.withLink("bring up", link, (*netlink.Handle).LinkSetUp)

@@ -37,9 +37,16 @@ func newMmsgVector(count, size int) *mmsgVector {
 	return v
 }
 
-// buffer returns the i-th buffer at its full size.
-func (v *mmsgVector) buffer(i int) []byte {
-	return v.slab[i*v.stride:][:v.parts[i].Len]
+// resize makes the i-th buffer size bytes long, at most what the vector was made for, and returns it.
+func (v *mmsgVector) resize(i, size int) []byte {
+	v.parts[i].SetLen(size)
+	return v.slab[i*v.stride:][:size]
+}
+
+// to sets where the i-th buffer goes: the j-th of names, which must stay as they are until it has left.
+func (v *mmsgVector) to(i int, names *sockaddrs, j int) {
+	v.vector[i].hdr.Name = &names.slab[j*sockaddrStride]
+	v.vector[i].hdr.Namelen = names.size
 }
 
 // received returns the packet that the last receive put into the i-th buffer, and whether it had to be cut.
@@ -47,9 +54,9 @@ func (v *mmsgVector) received(i int) (b []byte, cut bool) {
 	return v.slab[i*v.stride:][:v.vector[i].n], v.vector[i].hdr.Flags&unix.MSG_TRUNC != 0
 }
 
-// send sends the first count buffers and returns how many were sent; the error concerns the one after those.
-func (v *mmsgVector) send(fd, count int) (int, error) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.vector[0])), uintptr(count), 0, 0, 0)
+// send sends the buffers [from, to) and returns how many were sent; the error concerns the one after those.
+func (v *mmsgVector) send(fd, from, to int) (int, error) {
+	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&v.vector[from])), uintptr(to-from), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

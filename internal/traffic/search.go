@@ -6,9 +6,10 @@ import (
 	"time"
 )
 
-// SearchConfig describes the search for the highest rate without loss. The zero value is a sensible one, save for Size.
+// SearchConfig describes the search for the highest rate without loss. The zero value is a sensible one, save for Size or Mix.
 type SearchConfig struct {
 	Size      int           // bytes of UDP payload per packet
+	Mix       []int         // sizes used in turn, as in UDPTrial; Size is not used then
 	Trial     time.Duration // length of one trial; 0 means 1 s
 	Loss      float64       // the share of lost packets that is still no loss; 0 means 0.001
 	Start     float64       // the first rate tried, packets per second; 0 means 50,000. A good guess saves trials
@@ -36,7 +37,7 @@ const minRate = 100
 func SearchUDP(ctx context.Context, pair *UDPPair, config SearchConfig) (SearchResult, error) {
 	config = config.withDefaults()
 	return search(ctx, config, func(rate float64) (UDPResult, error) {
-		return pair.Trial(ctx, UDPTrial{Rate: rate, Size: config.Size, Duration: config.Trial})
+		return pair.Trial(ctx, UDPTrial{Rate: rate, Size: config.Size, Mix: config.Mix, Duration: config.Trial})
 	})
 }
 

@@ -1,6 +1,7 @@
 package traffic
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -124,4 +125,29 @@ func pathError(err error) bool {
 		return true
 	}
 	return false
+}
+
+// sockaddrStride is the distance of two addresses in sockaddrs: the size of the larger, struct sockaddr_in6, rounded up.
+const sockaddrStride = 32
+
+// sockaddrs are addresses of one family in the kernel's form (ip(7), ipv6(7)), made once.
+type sockaddrs struct {
+	slab  []byte
+	size  uint32 // of each
+	count int
+}
+
+func newSockaddrs(addrs []netip.Addr, port uint16) *sockaddrs {
+	s := &sockaddrs{slab: make([]byte, len(addrs)*sockaddrStride), size: unix.SizeofSockaddrInet6, count: len(addrs)}
+	family, at := uint16(unix.AF_INET6), 8
+	if addrs[0].Is4() {
+		s.size, family, at = unix.SizeofSockaddrInet4, unix.AF_INET, 4
+	}
+	for i, a := range addrs {
+		b := s.slab[i*sockaddrStride:]
+		binary.NativeEndian.PutUint16(b, family)
+		binary.BigEndian.PutUint16(b[2:], port)
+		copy(b[at:], a.AsSlice())
+	}
+	return s
 }

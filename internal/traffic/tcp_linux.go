@@ -40,6 +40,11 @@ func tcpReceiveRole(ctx context.Context, link *Link) error {
 	if err != nil {
 		return fail(err)
 	}
+	if c.Both { // the sender's "connected" says the same about one direction
+		if err := errors.Join(link.Send("accepted", nil), link.Next(ctx, "start", nil)); err != nil {
+			return err
+		}
+	}
 	clk, err := newClock()
 	if err != nil {
 		return fail(err)
@@ -214,12 +219,17 @@ func tcpSendRole(ctx context.Context, link *Link) error {
 		}
 		fds = append(fds, fd)
 	}
+	if err := link.Send("connected", nil); err != nil {
+		return err
+	}
+	if c.Both {
+		if err := link.Next(ctx, "start", nil); err != nil {
+			return err
+		}
+	}
 	clk, err := newClock()
 	if err != nil {
 		return fail(err)
-	}
-	if err := link.Send("connected", nil); err != nil {
-		return err
 	}
 	type done struct {
 		stream tcpStream

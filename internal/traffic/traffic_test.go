@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flannelkit/flannelkit/internal/netlab"
 )
 
 func TestMain(m *testing.M) {
@@ -43,7 +45,7 @@ func TestMain(m *testing.M) {
 	if code, ran := RunRole(roles); ran {
 		os.Exit(code)
 	}
-	os.Exit(m.Run())
+	netlab.Main(m)
 }
 
 func TestRole(t *testing.T) {
@@ -183,7 +185,7 @@ func TestUDPCounter(t *testing.T) {
 		fillPattern(b[MinUDPSize:], run, sequence*size)
 		return b
 	}
-	c := newUDPCounter(udpReceiveTrial{Run: run, Size: size, Packets: 100, Verify: true})
+	c := newUDPCounter(udpReceiveTrial{Run: run, Sizes: []int{size}, Packets: 100, Verify: true})
 	for _, sequence := range []uint64{0, 1, 2, 5, 3, 3, 6, 5} { // 4 is lost, 3 late, 3 and 5 doubled
 		c.add(packet(sequence), false)
 	}
@@ -197,7 +199,7 @@ func TestUDPCounter(t *testing.T) {
 	old := packet(11)
 	putUDPHeader(old, run-1, 11)
 	c.add(old, false)
-	want := UDPResult{Received: 6, Duplicated: 2, Reordered: 1, Corrupt: 5}
+	want := UDPResult{Received: 6, Bytes: 6 * size, Duplicated: 2, Reordered: 1, Corrupt: 5}
 	if c.result != want {
 		t.Errorf("counted %+v, want %+v", c.result, want)
 	}

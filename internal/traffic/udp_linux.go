@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -56,7 +57,7 @@ func udpReceiveRole(ctx context.Context, link *Link) error {
 			}
 			return err
 		}
-		r := udpReceiver{fd: fd, counter: newUDPCounter(t), vector: newMmsgVector(receiveBatch, t.Size)}
+		r := udpReceiver{fd: fd, counter: newUDPCounter(t), vector: newMmsgVector(receiveBatch, slices.Max(t.Sizes))}
 		result := make(chan error, 1)
 		go func() {
 			runtime.LockOSThread()
@@ -121,6 +122,7 @@ func (r *udpReceiver) run(ctx context.Context) error {
 			break
 		}
 	}
+	r.counter.result.Reached = r.counter.reached()
 	r.counter.result.ReceiverDrops = uint64(uint32(socketDrops(r.fd)) - uint32(drops))
 	return ctx.Err()
 }
@@ -131,9 +133,13 @@ func udpSendRole(ctx context.Context, link *Link) error {
 	if err := link.Config(ctx, &c); err != nil {
 		return err
 	}
-	to := netip.AddrPortFrom(c.Addr, c.Port)
+	first := c.Addr
+	if len(c.Spread) > 0 {
+		first = c.Spread[0]
+	}
+	to := netip.AddrPortFrom(first, c.Port)
 	fail := func(err error) error { return fmt.Errorf("traffic: udp send to %v: %w", to, err) }
-	fd, err := openSocket(c.Addr, unix.SOCK_DGRAM, 0)
+	fd, err := openSocket(first, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return fail(err)
 	}
@@ -146,7 +152,10 @@ func udpSendRole(ctx context.Context, link *Link) error {
 			return fail(err)
 		}
 	}
-	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+	s := udpSender{fd: fd}
+	if len(c.Spread) > 0 {
+		s.names = newSockaddrs(c.Spread, c.Port)
+	} else if err := unix.Connect(fd, sockaddr(to)); err != nil {
 		return fail(os.NewSyscallError("connect", err))
 	}
 	if err := link.Send("ready", nil); err != nil {
@@ -168,7 +177,7 @@ func udpSendRole(ctx context.Context, link *Link) error {
 		go func() {
 			runtime.LockOSThread()
 			preciseTimer()
-			sent, err := sendTrial(ctx, fd, t)
+			sent, err := s.trial(ctx, t)
 			result <- done{sent, err}
 		}()
 		d := <-result
@@ -181,12 +190,20 @@ func udpSendRole(ctx context.Context, link *Link) error {
 	}
 }
 
-// sendTrial sends on an absolute schedule. A sender that was kept waiting catches up at twice the rate, so that a pause
+// A udpSender is the sending end, for one trial after the other.
+type udpSender struct {
+	fd    int
+	names *sockaddrs // with Spread; nil: the socket is connected
+}
+
+// trial sends on an absolute schedule. A sender that was kept waiting catches up at twice the rate, so that a pause
 // of the machine is neither a burst that no queue survives nor a lower rate. What is more than maxLag overdue is given
 // up: the machine cannot offer that rate, and the result will say so.
-func sendTrial(ctx context.Context, fd int, t udpSendTrial) (udpSent, error) {
+func (s *udpSender) trial(ctx context.Context, t udpSendTrial) (udpSent, error) {
 	const maxLag = 50 * time.Millisecond
-	v := newMmsgVector(maxTick, t.Size)
+	g := udpGroup{udpSendTrial: t, sizes: t.sizes(), names: s.names}
+	g.largest = slices.Max(g.sizes)
+	g.v = newMmsgVector(maxTick, g.largest)
 	var out udpSent
 	packets, every := tick(t.Rate)
 	clk, err := newClock()
@@ -207,24 +224,66 @@ func sendTrial(ctx context.Context, fd int, t udpSendTrial) (udpSent, error) {
 		if now > t.Duration+maxLag {
 			break
 		}
-		for i := range packets {
-			b := v.buffer(i)
-			sequence := out.Sent + uint64(i)
-			putUDPHeader(b, t.Run, sequence)
-			if t.Verify {
-				fillPattern(b[MinUDPSize:], uint64(t.Run), sequence*uint64(t.Size))
-			}
-		}
-		n, err := v.send(fd, packets)
-		out.Sent += uint64(n)
-		switch {
-		case err == nil || again(err):
-		case pathError(err):
-			out.Errors++ // of the path: a packet that did not leave, or an ICMP error about an earlier one
-		default:
-			return out, os.NewSyscallError("sendmmsg", err)
+		g.fill(out.Sent+out.Errors, packets)
+		if err := g.send(s.fd, packets, &out); err != nil {
+			return out, err
 		}
 	}
 	out.Elapsed = max(clk.now(), t.Duration)
 	return out, ctx.Err()
+}
+
+// A udpGroup makes and sends the packets that leave together.
+type udpGroup struct {
+	udpSendTrial
+	sizes   []int
+	largest int
+	names   *sockaddrs
+	v       *mmsgVector
+}
+
+// fill makes packets from a sequence number on.
+func (g *udpGroup) fill(sequence uint64, packets int) {
+	size, name := int(sequence%uint64(len(g.sizes))), 0
+	if g.names != nil {
+		name = int(sequence % uint64(g.names.count))
+	}
+	for i := range packets {
+		b := g.v.resize(i, g.sizes[size])
+		if size++; size == len(g.sizes) { // two divisions per group are enough
+			size = 0
+		}
+		if g.names != nil {
+			g.v.to(i, g.names, name)
+			if name++; name == g.names.count {
+				name = 0
+			}
+		}
+		putUDPHeader(b, g.Run, sequence)
+		if g.Verify {
+			fillPattern(b[MinUDPSize:], uint64(g.Run), sequence*uint64(g.largest))
+		}
+		sequence++
+	}
+}
+
+// send sends what fill made. A packet that the path refuses (or an ICMP error about an earlier one, which the kernel
+// reports in its place) is counted and skipped: the others are for other destinations, perhaps.
+func (g *udpGroup) send(fd, packets int, out *udpSent) error {
+	for at := 0; at < packets; {
+		n, err := g.v.send(fd, at, packets)
+		at += n
+		out.Sent += uint64(n)
+		switch {
+		case err == nil:
+		case again(err):
+			return nil // the rest is made again for the next group
+		case pathError(err):
+			out.Errors++
+			at++
+		default:
+			return os.NewSyscallError("sendmmsg", err)
+		}
+	}
+	return nil
 }
