@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -14,39 +13,38 @@ import (
 
 	"github.com/flannelkit/flannelkit/bench/candidate"
 	"github.com/flannelkit/flannelkit/bench/env"
+	"github.com/flannelkit/flannelkit/bench/load"
 	"github.com/flannelkit/flannelkit/bench/result"
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/internal/traffic"
+	"golang.org/x/sys/unix"
 )
 
-func main() {
+// roles are the child processes: ends of the traffic, and tunnels.
+func roles() traffic.Roles {
 	roles := traffic.StandardRoles()
 	maps.Copy(roles, candidate.Roles())
-	if code, ran := traffic.RunRole(roles); ran {
-		os.Exit(code)
-	}
-	if err := run(); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
-			os.Exit(1)
-		}
-	}
+	maps.Copy(roles, load.Roles())
+	return roles
 }
 
-func run() error {
-	o, err := parseOptions(os.Args[1:], os.Stderr)
+// runRole plays the role of a child process, if this is one.
+func runRole() (code int, child bool) { return traffic.RunRole(roles()) }
+
+func measureCommand(args []string) error {
+	o, err := parseOptions(args, os.Stderr)
 	if err != nil {
 		return err
 	}
-	environment := env.Read(os.Args[1:]) // before Enter: a user namespace hides some of it
+	environment := env.Read(args) // before Enter: a user namespace hides some of it
 	if err := netlab.Enter(); err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	r := &result.Run{
-		Environment: environment, Options: o.asMap(), Quick: o.Quick,
-		Modes: o.Modes, Candidates: o.Candidates,
+		Environment: environment, Options: o.asMap(), Quick: o.Suite == "quick",
+		Modes: o.Modes, MTUs: o.MTUs, Candidates: o.Candidates, Policy: o.policy(),
 	}
 	start := time.Now()
 	err = measureAll(ctx, o, r)
@@ -55,7 +53,14 @@ func run() error {
 		err = errors.New("interrupted; everything that was set up is removed")
 	}
 	// What was measured before a failure is worth keeping too.
-	return errors.Join(err, write(o, r, err == nil))
+	if err != nil {
+		r.Environment.Warnings = append(r.Environment.Warnings, "the run is incomplete: "+err.Error())
+	}
+	if len(r.Samples) == 0 {
+		return err
+	}
+	fmt.Print(r.TextWidth(terminalWidth(os.Stdout)))
+	return errors.Join(err, write(r, o.jsonFile, o.markdownFile, o.charts))
 }
 
 // asMap is the options as the raw results keep them.
@@ -67,26 +72,23 @@ func (o options) asMap() map[string]any {
 	return m
 }
 
-// write prints the report and writes the files.
-func write(o options, r *result.Run, complete bool) error {
-	if len(r.Samples) == 0 {
-		return nil
+// policy says what is the same for all candidates.
+func (o options) policy() []string {
+	congestion := o.Congestion
+	if congestion == "" {
+		congestion = "the system's"
 	}
-	if !complete {
-		r.Environment.Warnings = append(r.Environment.Warnings, "the run is incomplete")
+	return []string{
+		fmt.Sprintf("the same for all: the link, the generators, TCP buffers (the kernel tunes them), UDP buffers of %d MiB, congestion control %s",
+			traffic.DefaultUDPBuffer>>20, congestion),
+		"not the same: each candidate has the MTU that it leaves of the link's, as it would have in use; native-mtu has udp's",
 	}
-	fmt.Print(r.Text())
-	if o.jsonFile != "" {
-		b, err := json.MarshalIndent(r, "", " ")
-		if err != nil {
-			return fmt.Errorf("write %s: %w", o.jsonFile, err)
-		}
-		if err := os.WriteFile(o.jsonFile, append(b, '\n'), 0o644); err != nil {
-			return err
-		}
+}
+
+// terminalWidth is how many characters fit a line of f.
+func terminalWidth(f *os.File) int {
+	if size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && size.Col >= 40 {
+		return int(size.Col)
 	}
-	if o.markdownFile != "" {
-		return os.WriteFile(o.markdownFile, []byte(r.Markdown()), 0o644)
-	}
-	return nil
+	return result.DefaultWidth
 }

@@ -3,12 +3,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
-	"runtime"
+
+	"github.com/flannelkit/flannelkit/bench/result"
 )
 
-func main() {
-	fmt.Fprintf(os.Stderr, "bench: it needs Linux's network namespaces; this is %s\n", runtime.GOOS)
-	os.Exit(1)
+func runRole() (code int, child bool) { return 0, false }
+
+func measureCommand([]string) error {
+	return fmt.Errorf("measuring needs Linux: network namespaces and TUN devices (%w); compare, show and docs work here", errors.ErrUnsupported)
 }
+
+func terminalWidth(*os.File) int { return result.DefaultWidth }

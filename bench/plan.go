@@ -9,27 +9,24 @@ import (
 
 // A step is one measurement.
 type step struct {
-	mode      string
+	bed       result.Bed
 	run       int // from 1
 	test      result.Test
 	candidate string
 	estimate  time.Duration
 }
 
-// plan puts all measurements in order. The link mode changes least often: only what is measured in the same mode is ever
+// plan puts all measurements in order. The bed changes least often: only what is measured on the same bed is ever
 // compared. Within it each run does every test, and each test every candidate right after the other, so that a machine
 // that gets slower or faster does so for all of them. The first candidate of one run is the last of the next: whoever
 // comes first finds colder caches, and who comes last a fuller machine.
 func plan(o options) []step {
 	var steps []step
-	for _, mode := range o.Modes {
+	for i, bed := range o.beds() {
 		for run := 1; run <= o.Runs; run++ {
-			for _, test := range o.tests(mode, run) {
+			for _, test := range o.tests(i == 0, run) {
 				for _, candidate := range rotate(o.Candidates, run-1) {
-					if tunnelOnly(test) && (candidate == result.Native || candidate == result.VXLAN) {
-						continue
-					}
-					steps = append(steps, step{mode, run, test, candidate, o.estimate(test)})
+					steps = append(steps, step{bed, run, test, candidate, o.estimate(test)})
 				}
 			}
 		}
@@ -37,15 +34,25 @@ func plan(o options) []step {
 	return steps
 }
 
-// tests are those of one run. What hardly varies is measured once: idle time and memory.
-func (o options) tests(mode string, run int) []result.Test {
+// beds are all combinations of link mode and MTU.
+func (o options) beds() []result.Bed {
+	var beds []result.Bed
+	for _, mtu := range o.MTUs {
+		for _, mode := range o.Modes {
+			beds = append(beds, result.Bed{Mode: mode, MTU: mtu})
+		}
+	}
+	return beds
+}
+
+// tests are those of one run. What hardly varies is measured once, after everything else: idle time and memory.
+func (o options) tests(firstBed bool, run int) []result.Test {
 	var tests []result.Test
-	for _, t := range result.Tests() {
+	for _, t := range result.Measured() {
 		switch {
 		case !slices.Contains(o.Tests, string(t)):
 		case tunnelOnly(t) && run != o.Runs:
-		case o.Quick && mode != o.Modes[0] && t != result.TCP1:
-		case o.Quick && t == result.TCP4:
+		case o.Suite == "quick" && !firstBed && t != result.TCP1:
 		default:
 			tests = append(tests, t)
 		}
@@ -61,9 +68,6 @@ func rotate(names []string, by int) []string {
 	return slices.Concat(names[by:], names[:by])
 }
 
-// lookAround is how long a CPU measurement first looks what else the machine is busy with.
-const lookAround = 250 * time.Millisecond
-
 // pingInterval is the time between two ICMP requests.
 const pingInterval = 2 * time.Millisecond
 
@@ -73,17 +77,19 @@ const idleTime = time.Second
 // estimate is how long a measurement takes; the progress line corrects it as it learns.
 func (o options) estimate(t result.Test) time.Duration {
 	const processes = 150 * time.Millisecond // to start and end them
+	search := processes + 9*(o.Trial+60*time.Millisecond)
+	if n := result.PeerTests()[t]; n > 0 {
+		return search + time.Duration(n)*100*time.Microsecond
+	}
 	switch t {
-	case result.CPU:
-		return processes + lookAround + o.Warmup + o.Duration + 250*time.Millisecond
-	case result.TCP1, result.TCP4:
-		return processes + o.Warmup + o.Duration + 250*time.Millisecond
-	case result.UDP64, result.UDP1400:
-		return processes + 9*(o.Trial+60*time.Millisecond)
+	case result.UDP64, result.UDP512, result.UDP1400, result.UDPMix:
+		return search
 	case result.RTT:
 		return processes + time.Duration(o.Pings)*pingInterval
 	case result.Idle:
 		return idleTime
+	case result.Memory:
+		return time.Millisecond
 	}
-	return time.Millisecond
+	return processes + o.Warmup + o.Duration + 250*time.Millisecond
 }

@@ -15,7 +15,7 @@ type progress struct {
 	steps    []step
 	done     int
 	planned  time.Duration // of the steps done, as estimated
-	took     time.Duration // the same, in truth
+	took     time.Duration // the same, in truth, repetitions included
 }
 
 func newProgress(f *os.File, steps []step) *progress {
@@ -35,22 +35,39 @@ func (p *progress) left() time.Duration {
 	return left.Round(time.Second)
 }
 
+func (p *progress) what(s step, n int) string {
+	return fmt.Sprintf("[%d/%d] %v %s, %s, run %d", n, len(p.steps), s.bed, s.test.Title(), s.candidate, s.run)
+}
+
 // begin announces the next step.
 func (p *progress) begin(s step) {
 	if p.terminal {
-		fmt.Fprintf(p.out, "\r\x1b[K[%d/%d] %s %s, %s, run %d; about %v left", p.done+1, len(p.steps), s.mode, s.test.Title(), s.candidate, s.run, p.left())
+		fmt.Fprintf(p.out, "\r\x1b[K%s; about %v left", p.what(s, p.done+1), p.left())
 	}
 }
 
-// end records its outcome.
+// again says that the step is measured once more, because the machine was disturbed.
+func (p *progress) again(s step, took time.Duration, why string) {
+	p.took += took
+	if p.terminal {
+		fmt.Fprintf(p.out, "\r\x1b[K%s, again: %s", p.what(s, p.done+1), why)
+	} else {
+		fmt.Fprintf(p.out, "%s: discarded (%s), again\n", p.what(s, p.done+1), why)
+	}
+}
+
+// end records the step's outcome.
 func (p *progress) end(s step, took time.Duration, outcome string) {
 	p.done++
 	p.planned += s.estimate
 	p.took += took
 	if !p.terminal {
-		fmt.Fprintf(p.out, "[%d/%d] %s %s, %s, run %d: %s; about %v left\n", p.done, len(p.steps), s.mode, s.test.Title(), s.candidate, s.run, outcome, p.left())
+		fmt.Fprintf(p.out, "%s: %s; about %v left\n", p.what(s, p.done), outcome, p.left())
 	}
 }
+
+// skip passes over a step that is not for its candidate.
+func (p *progress) skip(step) { p.done++ }
 
 // close removes the changing line.
 func (p *progress) close() {

@@ -1,51 +1,72 @@
 // Package candidate knows the ways to carry packets between two hosts that the benchmark compares: one file each.
+//
+// A candidate is named by a spec, which is also its name in the results:
+//
+//	name                              udp
+//	name:option=value+option=value    udp:gso=off+engines=2
+//	name:/path                        flannel:/opt/flanneld
+//
+// Several variants of one kind can run side by side.
 package candidate
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 )
 
-// Settings adjust candidates. The zero value is each one's default.
-type Settings struct {
-	// Engines is how many engines each host runs, for candidates that have such a thing; 0 means 1.
-	Engines int
-	// NoGSO switches segmentation offload on the sending socket off.
-	NoGSO bool
-	// TrustOuter lets an engine take the outer checksum for the inner one.
-	TrustOuter bool
-	// SourcePorts is how many further source ports an engine spreads flows over.
-	SourcePorts int
-}
+// ErrUnavailable is wrapped by what Up returns when a candidate can't run on this machine: no kernel module, no binary,
+// no root. The run goes on without it, and says why.
+var ErrUnavailable = errors.New("not available here")
 
-// Names returns the names of all candidates, yardsticks first.
+// Names returns the default list: a spec without options of every kind that needs no argument, yardsticks first.
 func Names() []string {
 	var names []string
 	for _, k := range kinds() {
-		names = append(names, k.name)
+		if k.argument == "" {
+			names = append(names, k.name)
+		}
 	}
 	return names
 }
 
-// kind is a candidate before it is made.
-type kind struct {
-	name string
-	make func(Settings) Candidate
+// Help describes all kinds with their options, a line for each.
+func Help() string {
+	var b strings.Builder
+	for _, k := range kinds() {
+		name := k.name
+		if k.argument != "" {
+			name += ":" + k.argument
+		}
+		fmt.Fprintf(&b, "  %-24s %s\n", name, k.about)
+		for _, o := range k.options {
+			fmt.Fprintf(&b, "    %-22s %s\n", o.name+"="+o.values(), o.about)
+		}
+	}
+	return b.String()
 }
 
-// New makes the named candidates, each once, in the given order.
-func New(names []string, settings Settings) ([]Candidate, error) {
+// New makes the candidates of the given specs, each once, in that order. It looks at the specs only: whether a candidate can
+// run here is for Up to find out.
+func New(specs []string) ([]Candidate, error) {
 	var out []Candidate
-	for i, name := range names {
-		if slices.Contains(names[:i], name) {
-			return nil, fmt.Errorf("candidate %q is given twice", name)
+	before := map[string]int{}
+	for i, text := range specs {
+		if slices.Contains(specs[:i], text) {
+			return nil, fmt.Errorf("candidate: %q is given twice (variants must differ in their options)", text)
 		}
-		k := slices.IndexFunc(kinds(), func(k kind) bool { return k.name == name })
-		if k < 0 {
-			return nil, fmt.Errorf("no candidate %q (there are: %s)", name, strings.Join(Names(), ", "))
+		k, s, err := parse(text)
+		if err != nil {
+			return nil, err
 		}
-		out = append(out, kinds()[k].make(settings))
+		s.nth = before[k.name]
+		before[k.name]++
+		c, err := k.make(s)
+		if err != nil {
+			return nil, fmt.Errorf("candidate: %s: %w", text, err)
+		}
+		out = append(out, c)
 	}
 	return out, nil
 }

@@ -10,172 +10,159 @@ import (
 	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/internal/traffic"
-	"github.com/flannelkit/flannelkit/tun"
 )
 
-// udp is this project's own engine in its default form: flannel's wire format, a process for each host.
+// udp is this project's own engine: flannel's wire format, a process for each host.
 type udp struct {
-	settings Settings
-	hosts    *netlab.TwoHosts
-	procs    []*traffic.Proc
+	named
+	procs
+	spec   spec
+	config udpConfig // what is the same on both hosts
+	crowd  crowd
 }
 
-// roleUDP is the name of the child process that runs one host's engines.
-const roleUDP = "bench-udp"
-
-const udpDevice = "flannel0"
-
-// udpConfig is one host's side.
-type udpConfig struct {
-	Settings
-	MTU        int
-	Local      netip.AddrPort
-	Remote     netip.AddrPort
-	Here, Over netip.Prefix // the subnets of this host and of the other
+// udpFeatures lists the options that switch an optimisation of the engine off: a line for each encap.Feature.
+func udpFeatures() []udpFeature {
+	return []udpFeature{
+		{"gso", "off", "no UDP_SEGMENT: a message to the network is one datagram", encap.SegmentOffload},
+		{"gro", "off", "no UDP_GRO: a message from the network is one datagram", encap.ReceiveOffload},
+		{"trains", "off", "small packets leave one by one, super-packets as ever", encap.Trains},
+		{"join", "off", "no runs of received packets are joined", encap.JoinTCP | encap.JoinUDP},
+		{"jointcp", "off", "no runs of received TCP segments are joined", encap.JoinTCP},
+		{"joinudp", "off", "no runs of received UDP datagrams are joined", encap.JoinUDP},
+		{"batch", "1", "a system call for each message to and from the network", encap.Batches},
+		{"briefsleep", "off", "Go's scheduler is told of every sleep, however short", encap.BriefSleep},
+	}
 }
 
-func (u *udp) Name() string { return "udp" }
+// A udpFeature is one of them.
+type udpFeature struct {
+	option, value, about string
+	without              encap.Feature
+}
+
+func udpOptions() []option {
+	off := []string{"off"}
+	options := []option{{name: "engines", about: "engines, and so queues and sockets, per host", min: 1, max: 64}}
+	for _, f := range udpFeatures() {
+		options = append(options, option{name: f.option, about: f.about, words: []string{f.value}})
+	}
+	return append(options,
+		option{name: "offloads", about: "no offloads on the TUN device: only packets of MTU size cross it", words: off},
+		option{name: "checksums", about: "the outer checksum is taken for the inner one where the kernel verified it", words: []string{"trust"}},
+		option{name: "ports", about: "further source ports that flows are spread over", min: 1, max: 64},
+		option{name: "filter", about: "packets are taken from anyone", words: off},
+		option{name: "path", about: "the engine over wireguard/tun and x/net, as on other systems", words: []string{"portable"}},
+	)
+}
+
+func newUDP(s spec) (Candidate, error) {
+	c := udpConfig{
+		Engines: s.number("engines", 1), SourcePorts: s.number("ports", 0), NoFilter: s.is("filter", "off"),
+		TrustOuter: s.is("checksums", "trust"), NoOffloads: s.is("offloads", "off"), Portable: s.is("path", "portable"),
+	}
+	for _, f := range udpFeatures() {
+		if s.is(f.option, f.value) {
+			c.Without |= f.without
+		}
+	}
+	if c.Portable {
+		for option := range s.chosen {
+			if option != "path" && option != "filter" {
+				return nil, fmt.Errorf("path=portable has no %s (it goes with filter alone)", option)
+			}
+		}
+	}
+	return &udp{named: named(s.text), spec: s, config: c}, nil
+}
 
 func (u *udp) Addrs() (a, b netip.Addr) {
-	return u.hosts.HostA.Subnet4.Addr(), u.hosts.HostB.Subnet4.Addr()
+	return u.crowd.place.sides[0].first, u.crowd.place.sides[1].first
 }
 
-func (u *udp) MTU() int { return u.hosts.OverlayMTU }
+func (u *udp) MTU() int { return u.config.MTU }
 
 func (u *udp) Up(ctx context.Context, bed Bed) error {
-	u.hosts, u.procs = bed.Hosts, nil
-	a, b := bed.Hosts.HostA, bed.Hosts.HostB
-	for _, end := range []struct{ host, other *netlab.Host }{{a, b}, {b, a}} {
-		p, err := traffic.Start(traffic.In(end.host.NS), roleUDP, udpConfig{
-			Settings: u.settings,
-			MTU:      bed.Hosts.OverlayMTU,
-			Local:    netip.AddrPortFrom(end.host.Addr4.Addr(), encap.DefaultPort),
-			Remote:   netip.AddrPortFrom(end.other.Addr4.Addr(), encap.DefaultPort),
-			Here:     end.host.Subnet4, Over: end.other.Subnet4,
-		})
+	if err := netlab.Check(netlab.NeedTUN); err != nil {
+		return fmt.Errorf("candidate: udp: %w: %w", ErrUnavailable, err)
+	}
+	p, err := newPlace(bed)
+	if err != nil {
+		return err
+	}
+	u.crowd.place = p
+	u.config.Device = p.device("udp")
+	u.config.Crowd = p.crowd
+	for i, s := range p.sides {
+		c := u.config
+		c.MTU = bed.Hosts.MTU - encap.Overhead(s.Addr4.Addr())
+		u.config.MTU = c.MTU
+		port := p.port(encap.DefaultPort, u.spec)
+		c.Local, c.Remote = netip.AddrPortFrom(s.Addr4.Addr(), port), netip.AddrPortFrom(s.other.Addr4.Addr(), port)
+		c.Here, c.Over = s.subnet, p.sides[1-i].subnet
+		c.Answers = i == 1
+		proc, err := traffic.Start(traffic.In(s.NS), roleUDP, c)
 		if err != nil {
 			return err
 		}
-		u.procs = append(u.procs, p)
-		if err := p.Next(ctx, "ready", nil); err != nil {
+		u.procs = append(u.procs, proc)
+		if err := proc.Next(ctx, "ready", nil); err != nil {
 			return err
 		}
-		if err := end.host.AttachOverlay(udpDevice); err != nil {
+		// As flannel has it. It all goes with the device, which goes with the process.
+		err = errors.Join(s.Host.Up(c.Device), s.AddAddr(c.Device, single(s.first)))
+		if err == nil {
+			err = s.AddRoute(p.network, netip.Addr{}, c.Device, c.MTU)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (u *udp) PIDs() []int {
-	var pids []int
+// ask has both processes do something and returns what they answer.
+func (u *udp) ask(ctx context.Context, q udpQuestion) ([]json.RawMessage, error) {
+	var answers []json.RawMessage
 	for _, p := range u.procs {
-		pids = append(pids, p.PID())
+		if err := p.Send("question", q); err != nil {
+			return nil, err
+		}
+		var one json.RawMessage
+		if err := p.Next(ctx, "answer", &one); err != nil {
+			return nil, err
+		}
+		answers = append(answers, one)
 	}
-	return pids
+	return answers, nil
 }
 
 // Stats returns the counters of both hosts since Up.
 func (u *udp) Stats(ctx context.Context) (json.RawMessage, error) {
-	var both []json.RawMessage
-	for _, p := range u.procs {
-		if err := p.Send("stats", nil); err != nil {
-			return nil, err
-		}
-		var one json.RawMessage
-		if err := p.Next(ctx, "stats", &one); err != nil {
-			return nil, err
-		}
-		both = append(both, one)
+	both, err := u.ask(ctx, udpQuestion{})
+	if err != nil {
+		return nil, err
 	}
 	return json.Marshal(both)
 }
 
-func (u *udp) Down() error {
-	var err error
-	for _, p := range u.procs {
-		err = errors.Join(err, p.Close())
+// Peers implements Crowd. The peers are in host A's table, each with its subnet, and there is one route to all of them. Their
+// endpoints are all host B's; the engine does not put packets for two peers into one message for that.
+func (u *udp) Peers(ctx context.Context, n int) ([]netip.Addr, error) {
+	addrs, err := u.crowd.begin(n)
+	if err != nil {
+		return nil, err
 	}
-	u.procs = nil
-	return err
+	if _, err := u.ask(ctx, udpQuestion{Peers: &n}); err != nil || n == 0 {
+		return nil, err
+	}
+	a := u.crowd.place.sides[0]
+	return addrs, a.addRoute(&u.crowd.undo, u.config.Crowd, netip.Addr{}, u.config.Device, u.config.MTU)
 }
+
+func (u *udp) Down() error { return errors.Join(u.crowd.undo.all(), u.procs.end()) }
 
 // Roles returns the child processes of the candidates, for traffic.RunRole.
-func Roles() traffic.Roles { return traffic.Roles{roleUDP: runUDP, roleBackend: runBackend} }
-
-// runUDP is the process of one host: it opens the device, runs the engines, and answers questions about them.
-func runUDP(ctx context.Context, link *traffic.Link) (err error) {
-	var c udpConfig
-	if err := link.Config(ctx, &c); err != nil {
-		return err
-	}
-	count := max(c.Engines, 1)
-	device, err := tun.Open(tun.Config{Name: udpDevice, MTU: c.MTU, Queues: count})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, device.Close()) }()
-	table := encap.NewTable()
-	peer := encap.Peer{Endpoint: c.Remote, Subnets: []netip.Prefix{c.Over}}
-	if err := table.Replace([]netip.Prefix{c.Here}, []encap.Peer{peer}); err != nil {
-		return err
-	}
-	config := encap.Config{SourcePorts: c.SourcePorts}
-	if c.NoGSO {
-		config.Without |= encap.SegmentOffload
-	}
-	if c.TrustOuter {
-		config.Checksums = encap.TrustOuter
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan error, count)
-	var engines []*encap.Engine
-	for _, queue := range device.Queues() {
-		conn, err := encap.Listen(c.Local, encap.ListenConfig{ReusePort: count > 1})
-		if err != nil {
-			return err
-		}
-		engine, err := encap.New(queue, conn, table, config)
-		if err != nil {
-			return errors.Join(err, conn.Close())
-		}
-		engines = append(engines, engine)
-		go func() { ended <- engine.Run(ctx) }()
-	}
-	questions := make(chan error, 1)
-	go func() { questions <- answer(ctx, link, engines) }()
-	if err := link.Send("ready", nil); err != nil {
-		return err
-	}
-	running := count
-	select {
-	case err = <-questions: // the parent is done, or gone
-	case err = <-ended:
-		running--
-		if ctx.Err() == nil {
-			err = errors.Join(errors.New("bench: an engine ended by itself"), err)
-		}
-	}
-	cancel()
-	for ; running > 0; running-- {
-		err = errors.Join(err, <-ended)
-	}
-	return err
-}
-
-// answer tells the parent the sum of the engines' counters whenever it asks.
-func answer(ctx context.Context, link *traffic.Link, engines []*encap.Engine) error {
-	for {
-		if err := link.Next(ctx, "stats", nil); err != nil {
-			return err
-		}
-		var sum encap.Stats
-		for _, e := range engines {
-			sum = sum.Add(e.Stats())
-		}
-		if err := link.Send("stats", sum); err != nil {
-			return fmt.Errorf("bench: tell counters: %w", err)
-		}
-	}
+func Roles() traffic.Roles {
+	return traffic.Roles{roleUDP: runUDP, roleBackend: runBackend, rolePlain: runPlain}
 }
