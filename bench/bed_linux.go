@@ -41,7 +41,7 @@ type bench struct {
 	hosts      *netlab.TwoHosts
 	a, b       traffic.Place
 	candidates map[string]candidate.Candidate // those that are up
-	guesses    map[guess]float64              // packets per second that the last search found
+	guesses    map[guess]float64              // packets per second that the last search ended at
 }
 
 // guess says what a search was about.

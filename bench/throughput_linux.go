@@ -119,7 +119,7 @@ func (b *bench) search(ctx context.Context, c candidate.Candidate, test result.T
 		return reading{}, err
 	}
 	if r.Rate > 0 {
-		b.guesses[key] = r.Rate
+		b.guesses[key] = r.Offered
 	}
 	got := reading{value: r.Rate / 1000, full: r.SenderLimited, detail: r}
 	if n := receiverDrops(r); n > 0 {

@@ -12,7 +12,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/flannelkit/flannelkit/bench/load"
 	"github.com/flannelkit/flannelkit/bench/result"
 )
 
@@ -46,16 +48,17 @@ func full() *result.Run {
 
 // distribution is what the generator of requests keeps, with a tail.
 func distribution(us float64) json.RawMessage {
-	var list []map[string]any
+	var rr load.RRResult
 	for i := range 40 {
 		rest := 1.0
 		for range i {
 			rest *= 0.79
 		}
-		list = append(list, map[string]any{"q": 1 - rest, "d": int(1000 * us * (0.8 + 0.1/(rest+0.002)))})
+		took := time.Duration(1000 * us * (0.8 + 0.1/(rest+0.002)))
+		rr.Latency.Percentiles = append(rr.Latency.Percentiles, load.Quantile{Q: 1 - rest, D: took})
 	}
-	list = append(list, map[string]any{"q": 1, "d": int(1e6 * us)})
-	b, err := json.Marshal(map[string]any{"result": map[string]any{"latency": map[string]any{"percentiles": list}}})
+	rr.Latency.Percentiles = append(rr.Latency.Percentiles, load.Quantile{Q: 1, D: time.Second})
+	b, err := json.Marshal(map[string]any{"result": rr})
 	if err != nil {
 		return nil
 	}
@@ -106,6 +109,9 @@ func TestWrite(t *testing.T) {
 		if strings.Contains(string(text), "NaN") || strings.Contains(string(text), "/opt") {
 			t.Errorf("%s has NaN or a path", want[i])
 		}
+	}
+	if q := newData(r).quantiles(result.Bed{Mode: "M2", MTU: 1500}, "udp"); len(q) != 40 {
+		t.Errorf("the distribution has %d points, want the generator's 40 below 1", len(q))
 	}
 	if _, err := Write(filepath.Join(files[0], "no"), r); err == nil {
 		t.Error("Write into a file succeeds")

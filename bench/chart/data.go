@@ -148,7 +148,7 @@ func sampleQuantiles(s result.Sample) []quantile {
 			Latency struct {
 				Percentiles []struct {
 					Q float64       `json:"q"`
-					D time.Duration `json:"d"`
+					D time.Duration `json:"d_ns"`
 				} `json:"percentiles"`
 			} `json:"latency"`
 		} `json:"result"`

@@ -3,6 +3,7 @@ package traffic
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -23,7 +24,9 @@ type SearchConfig struct {
 
 // SearchResult is the rate found and how it was found.
 type SearchResult struct {
-	Rate float64 `json:"rate"` // packets per second, as achieved in the confirming trial; 0: none passed
+	Rate float64 `json:"rate"` // packets per second: the median of what was achieved when the rate found was confirmed; 0: none passed
+	// Offered is the rate that was asked for then. A later search does well to start there.
+	Offered float64 `json:"offered"`
 	// SenderLimited says that nothing was lost up to what the sender could send. Mind that the kernel does most of the
 	// work of a path, tunnels of its own included, in the time of the process that sends.
 	SenderLimited bool        `json:"sender_limited"`
@@ -66,17 +69,26 @@ func (c SearchConfig) withDefaults() SearchConfig {
 	return c
 }
 
-// A searcher narrows down [low, high): low has passed (or is 0), high has failed (or is 0: nothing has).
+// A searcher narrows the offered rate down to [low, high): at low nothing was lost, or low is 0; at high something was, or
+// high is 0. What counts in the end is what the sender achieved: on a machine that it shares with the path, it is behind
+// at any rate, and to take that for a failure of the path would walk down to nothing.
 type searcher struct {
 	config    SearchConfig
 	trial     func(rate float64) (UDPResult, error)
 	low, high float64
+	best      float64 // the most that was achieved without loss
+	bestAt    float64 // the rate offered then
+	flat      int     // trials without loss, one after the other, in which a sender that fell short did not achieve more
 	out       SearchResult
 }
 
-// search first doubles or halves the rate from Start until it has one that passes and one that fails, then halves the
-// gap, and at the end tries the best rate once more: what does not hold a second time is lowered by the tolerance until
-// something does. When the sender falls short without loss, what it achieved has passed and what it was asked for failed.
+// plateau is after how many trials without more a sender is full.
+const plateau = 2
+
+// search raises or lowers the rate from Start until it has one that loses nothing and one that does, then halves the gap.
+// It ends early when the sender is full: when more is asked for and no more comes. The rate at which most arrived is then
+// tried again and again, and what the sender achieves there is the result; where something is lost, it is lowered by the
+// tolerance until nothing is.
 func search(ctx context.Context, config SearchConfig, trial func(rate float64) (UDPResult, error)) (SearchResult, error) {
 	s := searcher{config: config, trial: trial}
 	step := config.Step
@@ -85,22 +97,17 @@ func search(ctx context.Context, config SearchConfig, trial func(rate float64) (
 		if err != nil {
 			return s.out, err
 		}
-		if s.low > 0 && s.high > 0 {
+		if s.low > 0 && s.high > 0 || s.flat >= plateau || passed && rate >= config.Max {
 			break
 		}
 		if passed {
-			if s.low >= config.Max {
-				break
-			}
 			rate = min(rate*step, config.Max)
-		} else {
-			if rate = rate / step; rate < minRate {
-				return s.out, nil // nothing gets through
-			}
+		} else if rate /= step; rate < minRate {
+			return s.out, nil // nothing gets through
 		}
 		step = min(step*1.2, 4)
 	}
-	for s.high > 0 && s.high-s.low > config.Tolerance*s.high {
+	for s.high > 0 && s.flat < plateau && s.high-s.low > config.Tolerance*s.high {
 		if _, err := s.try(ctx, (s.low+s.high)/2); err != nil {
 			return s.out, err
 		}
@@ -108,25 +115,35 @@ func search(ctx context.Context, config SearchConfig, trial func(rate float64) (
 	return s.confirm(ctx)
 }
 
-// try runs a trial at the rate, again when it fails, and moves the bound.
+// try runs a trial at the rate, again when something is lost, and moves the bound.
 func (s *searcher) try(ctx context.Context, rate float64) (passed bool, err error) {
-	achieved := 0.0 // the best without loss, when the sender fell short
 	for range 1 + s.config.Retries {
 		r, err := s.once(ctx, rate)
-		switch {
-		case err != nil:
+		if err != nil {
 			return false, err
-		case r.Loss() > s.config.Loss:
-		case short(r):
-			achieved = max(achieved, min(r.Achieved, rate))
-		default:
-			s.low = max(s.low, rate)
-			return true, nil
 		}
+		if r.Loss() > s.config.Loss {
+			continue
+		}
+		achieved := min(r.Achieved, rate)
+		if short(r) && achieved < s.best*(1+s.config.Tolerance) {
+			s.flat++
+		} else {
+			s.flat = 0
+		}
+		if achieved > s.best {
+			s.best, s.bestAt = achieved, rate
+		}
+		s.low = max(s.low, rate)
+		return true, nil
 	}
-	s.high = rate
-	s.low = max(min(s.low, rate/(1+s.config.Tolerance)), achieved) // the first only after noise
-	s.out.SenderLimited = achieved > 0
+	if s.high == 0 || rate < s.high {
+		s.high = rate
+	}
+	if s.low >= rate { // it passed only by luck, or failed by bad luck
+		s.low = rate / (1 + s.config.Tolerance)
+		s.bestAt = min(s.bestAt, s.low)
+	}
 	return false, nil
 }
 
@@ -149,15 +166,29 @@ func (s *searcher) once(ctx context.Context, rate float64) (UDPResult, error) {
 	return r, nil
 }
 
+// confirmations is how often the rate found is tried again. The best of many trials is what the machine did in a lucky
+// moment; the median of these is what it does.
+const confirmations = 3
+
 func (s *searcher) confirm(ctx context.Context) (SearchResult, error) {
-	for rate := s.low; rate >= minRate; rate /= 1 + s.config.Tolerance {
-		for range 1 + s.config.Retries {
+	for rate := s.bestAt; rate >= minRate; rate /= 1 + s.config.Tolerance {
+		var achieved []float64
+		fell := 0 // short ones
+		for range confirmations + s.config.Retries {
 			r, err := s.once(ctx, rate)
 			if err != nil {
 				return s.out, err
 			}
-			if r.Loss() <= s.config.Loss {
-				s.out.Rate = min(r.Achieved, rate)
+			if r.Loss() > s.config.Loss {
+				continue
+			}
+			achieved = append(achieved, min(r.Achieved, rate))
+			if short(r) {
+				fell++
+			}
+			if len(achieved) == confirmations {
+				slices.Sort(achieved)
+				s.out.Rate, s.out.Offered, s.out.SenderLimited = achieved[confirmations/2], rate, 2*fell > confirmations
 				return s.out, nil
 			}
 		}

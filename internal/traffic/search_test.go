@@ -10,12 +10,13 @@ import (
 // A fakePath loses what exceeds its limit, and its sender cannot exceed its own.
 type fakePath struct {
 	limit, sender float64
+	behind        float64      // the share by which the sender is behind at any rate
 	noise         map[int]bool // trials, counted from 0, that lose although they should not
 	trials        int
 }
 
 func (p *fakePath) trial(rate float64) (UDPResult, error) {
-	sent := math.Min(rate, p.sender)
+	sent := math.Min(rate*(1-p.behind), p.sender)
 	lost := math.Max(0, sent-p.limit)
 	if p.noise[p.trials] {
 		lost = math.Max(lost, sent*0.02)
@@ -36,9 +37,12 @@ func TestSearch(t *testing.T) {
 	}{
 		{name: "below the start", path: fakePath{limit: 14_000, sender: none}, want: 14_000, mostOfTrials: 20},
 		{name: "above the start", path: fakePath{limit: 190_000, sender: none}, want: 190_000, mostOfTrials: 20},
-		{name: "a good guess is cheap", path: fakePath{limit: 119_000, sender: none}, config: SearchConfig{Start: 118_000}, want: 119_000, mostOfTrials: 14},
+		{name: "a good guess is cheap", path: fakePath{limit: 119_000, sender: none}, config: SearchConfig{Start: 118_000}, want: 119_000, mostOfTrials: 17},
 		{name: "sender falls short", path: fakePath{limit: none, sender: 230_000}, want: 230_000, limited: true, mostOfTrials: 20},
 		{name: "sender falls short above the limit", path: fakePath{limit: 150_000, sender: 230_000}, want: 150_000, mostOfTrials: 20},
+		{name: "sender always behind", path: fakePath{limit: none, sender: 67_000, behind: 0.25}, config: SearchConfig{Start: 10_000}, want: 67_000, limited: true, mostOfTrials: 20},
+		{name: "sender always behind, from its own last rate", path: fakePath{limit: none, sender: 67_000, behind: 0.25}, config: SearchConfig{Start: 67_000, Step: 1.1}, want: 67_000, limited: true, mostOfTrials: 16},
+		{name: "sender always behind, limit below", path: fakePath{limit: 40_000, sender: 67_000, behind: 0.25}, want: 40_000, limited: true, mostOfTrials: 20},
 		{name: "no limit up to Max", path: fakePath{limit: none, sender: none}, config: SearchConfig{Max: 300_000}, want: 300_000, mostOfTrials: 10},
 		{name: "nothing gets through", path: fakePath{limit: 0, sender: none}, want: 0, mostOfTrials: 30},
 		{name: "one unlucky trial", path: fakePath{limit: 119_000, sender: none, noise: map[int]bool{1: true}}, want: 119_000, mostOfTrials: 20},
