@@ -213,7 +213,7 @@ func TestCommands(t *testing.T) {
 	if err := listAll(nil, &out); err != nil || !strings.Contains(out.String(), "tcp64") || !strings.Contains(out.String(), "engines=") {
 		t.Errorf("list: %v, %s", err, out.String())
 	}
-	for _, bad := range [][]string{{"compare"}, {"compare", "x"}, {"compare", "no-such.json", "no-such.json"}, {"show"}, {"show", "no-such.json"}, {"show", "go.mod"}, {"list", "x"}} {
+	for _, bad := range [][]string{{"compare"}, {"compare", "x"}, {"compare", "no-such.json", "no-such.json"}, {"show"}, {"show", "no-such.json"}, {"show", "go.mod"}, {"list", "x"}, {"docs", "no-such.md"}, {"docs", "-root", "results"}} {
 		if err := command(bad); err == nil {
 			t.Errorf("%v: no error", bad)
 		} else {

@@ -27,6 +27,8 @@ func command(args []string) error {
 			return show(args[1:], os.Stdout, os.Stderr)
 		case "list":
 			return listAll(args[1:], os.Stdout)
+		case "docs":
+			return docs(args[1:], os.Stdout, os.Stderr)
 		}
 	}
 	return measureCommand(args)

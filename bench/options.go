@@ -43,6 +43,7 @@ usage: go run . [flags]              measure
        go run . compare OLD NEW     what changed between two result files
        go run . show FILE           tables and charts of a result file
        go run . list                candidates, tests and suites
+       go run . docs                are the numbers in the documents those of the result files?
 
 flags of a measurement:
 `
@@ -100,7 +101,7 @@ func (o *options) check(rest []string) error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
-	complain(len(rest) > 0, "unexpected argument %q (flags come first; commands are compare, show and list)", rest)
+	complain(len(rest) > 0, "unexpected argument %q (flags come first; commands are compare, show, list and docs)", rest)
 	complain(o.Runs < 1, "-runs %d (at least 1)", o.Runs)
 	complain(o.Duration <= 0 || o.Trial <= 0 || o.Warmup < 0, "-duration, -trial and -warmup must be positive")
 	complain(!(o.Tolerance > 0 && o.Tolerance <= 0.5), "-tolerance %g (more than 0, at most 0.5)", o.Tolerance)
