@@ -31,6 +31,14 @@ func measureAll(ctx context.Context, o options, r *result.Run) error {
 			return fmt.Errorf("%v: %w", steps[0].bed, err)
 		}
 		steps = steps[n:]
+		if len(steps) > 0 && o.jsonFile != "" { // hours may follow, and what is measured is measured
+			if err := r.Save(o.jsonFile); err != nil {
+				return err
+			}
+		}
+	}
+	if len(r.Failures) > 0 {
+		return fmt.Errorf("%d measurements failed, the first: %s", len(r.Failures), r.Failures[0])
 	}
 	return nil
 }
@@ -41,7 +49,9 @@ type bench struct {
 	hosts      *netlab.TwoHosts
 	a, b       traffic.Place
 	candidates map[string]candidate.Candidate // those that are up
-	guesses    map[guess]float64              // packets per second that the last search ended at
+	failed     map[string]int                 // measurements of a candidate that failed, one after the other
+	guesses    map[guess]float64              // packets per second that the last search ended at, if it counts
+	found      float64                        // those of the search just made; 0: it was none
 }
 
 // guess says what a search was about.
@@ -63,13 +73,19 @@ func measureBed(ctx context.Context, o options, steps []step, p *progress, r *re
 	if err != nil {
 		return err
 	}
+	for _, h := range []*netlab.Host{hosts.HostA, hosts.HostB} {
+		// What one connection learnt about the path must not be the start of the next (tcp(7)).
+		if err := h.Sysctl("net/ipv4/tcp_no_metrics_save", "1"); err != nil {
+			return err
+		}
+	}
 	ends := []netlab.End{{NS: hosts.HostA.NS, Link: hosts.HostA.Underlay}, {NS: hosts.HostB.NS, Link: hosts.HostB.Underlay}}
 	if err := lab.SetLinkMode(linkMode(steps[0].bed.Mode), ends...); err != nil {
 		return err
 	}
 	b := bench{
 		options: o, hosts: hosts, a: traffic.In(hosts.HostA.NS), b: traffic.In(hosts.HostB.NS),
-		candidates: map[string]candidate.Candidate{}, guesses: map[guess]float64{},
+		candidates: map[string]candidate.Candidate{}, failed: map[string]int{}, guesses: map[guess]float64{},
 	}
 	defer func() {
 		for _, c := range b.candidates {
@@ -81,11 +97,22 @@ func measureBed(ctx context.Context, o options, steps []step, p *progress, r *re
 	}
 	for _, s := range steps {
 		if err := b.take(ctx, s, p, r); err != nil {
-			return fmt.Errorf("%s, %s: %w", s.test.Title(), s.candidate, err)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			failure := fmt.Sprintf("%v %s, %s, run %d: %v", s.bed, s.test.Title(), s.candidate, s.run, err)
+			r.Failures = append(r.Failures, failure)
+			b.failed[s.candidate]++
+			p.end(s, 0, "failed: "+err.Error())
+			continue
 		}
+		b.failed[s.candidate] = 0
 	}
 	return nil
 }
+
+// givenUp is after how many failures in a row a candidate is not measured any more on a bed.
+const givenUp = 3
 
 // upAll sets all candidates up that this machine can run, and notes the others.
 func (b *bench) upAll(ctx context.Context, lab *netlab.Lab, bed result.Bed, r *result.Run) error {
@@ -100,9 +127,8 @@ func (b *bench) upAll(ctx context.Context, lab *netlab.Lab, bed result.Bed, r *r
 			note(r, fmt.Sprintf("%s: MTU %d on a link of %d", c.Name(), c.MTU(), bed.MTU))
 			continue
 		}
-		err = errors.Join(err, c.Down())
-		if !errors.Is(err, candidate.ErrUnavailable) || ctx.Err() != nil {
-			return fmt.Errorf("set up %s: %w", c.Name(), err)
+		if down := c.Down(); down != nil || !errors.Is(err, candidate.ErrUnavailable) || ctx.Err() != nil {
+			return fmt.Errorf("set up %s: %w", c.Name(), errors.Join(err, down))
 		}
 		if r.Skipped == nil {
 			r.Skipped = map[string]string{}
@@ -140,7 +166,7 @@ func (b *bench) up(ctx context.Context, c candidate.Candidate, bed candidate.Bed
 func (b *bench) take(ctx context.Context, s step, p *progress, r *result.Run) error {
 	p.begin(s)
 	c, up := b.candidates[s.candidate]
-	if !up || !suits(s.test, c) {
+	if !up || !suits(s.test, c) || b.failed[s.candidate] >= givenUp {
 		p.skip(s)
 		return nil
 	}
@@ -151,6 +177,9 @@ func (b *bench) take(ctx context.Context, s step, p *progress, r *result.Run) er
 		}
 		sample.Discarded = b.disturbed(sample)
 		r.Samples = append(r.Samples, sample)
+		if b.found > 0 && sample.Discarded == "" {
+			b.guesses[guess{s.candidate, s.test}] = b.found
+		}
 		if sample.Discarded == "" || try >= b.Retries || ctx.Err() != nil {
 			p.end(s, sample.Took, outcome(sample))
 			return ctx.Err()
@@ -182,6 +211,7 @@ func outcome(s result.Sample) string {
 // disturbed says why a sample does not count: what the machine did meanwhile was not the benchmark's.
 func (b *bench) disturbed(s result.Sample) string {
 	switch {
+	case s.Test == result.Memory: // read in a moment, and nobody can disturb it
 	case s.Steal > b.MaxSteal:
 		return fmt.Sprintf("the hypervisor took %.0f %% of the processors' time", s.Steal*100)
 	case s.Others > b.MaxOthers:

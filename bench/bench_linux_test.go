@@ -110,3 +110,23 @@ func TestMeasureFails(t *testing.T) {
 		}
 	}
 }
+
+// A candidate that breaks costs its own measurements, not the run.
+func TestMeasureGoesOn(t *testing.T) {
+	netlab.Require(t)
+	o := parse(t, append(slices.Clone(short), "-candidates", "native,native-mtu", "-tests", "tcp1,rtt", "-congestion", "no-such", "-runs", "4")...)
+	r := result.Run{Modes: o.Modes, MTUs: o.MTUs, Candidates: o.Candidates}
+	err := measureAll(t.Context(), o, &r)
+	if err == nil || len(r.Failures) == 0 || !strings.Contains(err.Error(), r.Failures[0]) {
+		t.Fatalf("error %v, failures %q", err, r.Failures)
+	}
+	pings := 0
+	for _, s := range r.Samples {
+		if s.Test == result.RTT {
+			pings++
+		}
+	}
+	if pings != 8 {
+		t.Errorf("%d round trip measurements, want all 8: the failures were of TCP, and never three in a row", pings)
+	}
+}

@@ -22,6 +22,9 @@ import (
 // iperfPort is the server's port; the namespaces are the benchmark's own, so it is free.
 const iperfPort = "5201"
 
+// iperfGrace is how much longer than asked for a test may take.
+const iperfGrace = 20 * time.Second
+
 // iperfResult is the part of iperf3's JSON that is kept. The rest names the machine.
 type iperfResult struct {
 	Error string          `json:"error"`
@@ -37,6 +40,8 @@ type iperfEnd struct {
 
 // iperf3 runs one test with a server of its own on host B and a client on host A.
 func (b *bench) iperf3(ctx context.Context, from, to netip.Addr, streams int) (reading, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, b.Duration+b.Warmup+iperfGrace, errors.New("iperf3 did not end"))
+	defer cancel()
 	server, err := startIperfServer(ctx, b.hosts.HostB.NS, to)
 	if err != nil {
 		return reading{}, err
@@ -69,7 +74,7 @@ func (b *bench) iperf3(ctx context.Context, from, to netip.Addr, streams int) (r
 	}
 	switch {
 	case ctx.Err() != nil:
-		return reading{}, ctx.Err()
+		return reading{}, context.Cause(ctx)
 	case r.Error != "":
 		return reading{}, fmt.Errorf("iperf3: %s", r.Error)
 	case err != nil:

@@ -47,37 +47,34 @@ func (b *bench) pings(ctx context.Context, c candidate.Candidate, count, warmup 
 	return got, err
 }
 
-// pingLoaded measures round trips beside a TCP stream that takes all it can get.
+// pingLoaded measures round trips beside a TCP stream that takes all it can get. The stream runs until the last reply is
+// there, or the measurement fails: what comes back on an idle path is not what was asked for.
 func (b *bench) pingLoaded(ctx context.Context, c candidate.Candidate) (got reading, err error) {
 	from, to := c.Addrs()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	type outcome struct {
-		tcp traffic.TCPResult
-		err error
-	}
-	open, done := make(chan struct{}), make(chan outcome, 1)
+	open, closed, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		r, err := traffic.TCP(ctx, b.a, b.b, traffic.TCPConfig{
-			Addr: to, Source: from, Warmup: b.Warmup, Duration: b.Duration, Congestion: b.Congestion, OnOpen: func() { close(open) },
+		_, err := traffic.TCP(ctx, b.a, b.b, traffic.TCPConfig{
+			Addr: to, Source: from, Warmup: b.Warmup, Duration: 10*b.Duration + time.Minute, Congestion: b.Congestion,
+			OnOpen: func() { close(open) }, OnClose: func() { close(closed) },
 		})
-		done <- outcome{r, err}
+		done <- err
 	}()
 	select {
-	case o := <-done: // before the window opened
-		return reading{}, errors.Join(errors.New("the load did not start"), o.err)
+	case err := <-done: // before the window opened
+		return reading{}, errors.Join(errors.New("the load did not start"), err)
 	case <-open:
 	}
-	// Half as many as there is time for: a round trip may take longer than the interval.
-	count := max(int(b.Duration/pingInterval/2), 5)
-	got, err = b.pings(ctx, c, count, 0)
-	if err != nil {
-		cancel()
+	got, err = b.pings(ctx, c, max(int(b.Duration/pingInterval/2), 5), 0)
+	select {
+	case e := <-done:
+		return got, errors.Join(errors.New("the load ended before the pings"), e, err)
+	case <-closed:
+		err = errors.Join(errors.New("the pings outlived the load"), err)
+	default:
 	}
-	o := <-done
-	got.detail = struct {
-		Ping any               `json:"ping"`
-		Load traffic.TCPResult `json:"load"`
-	}{got.detail, o.tcp}
-	return got, errors.Join(err, o.err)
+	cancel()
+	<-done // ended because it was told to
+	return got, err
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,7 +41,14 @@ func measureCommand(args []string) error {
 	if err := netlab.Enter(); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if err := o.tryFiles(); err != nil {
+		return err
+	}
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	r := &result.Run{
 		Environment: environment, Options: o.asMap(), Quick: o.Suite == "quick",
@@ -50,17 +58,48 @@ func measureCommand(args []string) error {
 	err = measureAll(ctx, o, r)
 	r.Took = time.Since(start)
 	if ctx.Err() != nil {
-		err = errors.New("interrupted; everything that was set up is removed")
+		err = interrupted(err)
 	}
 	// What was measured before a failure is worth keeping too.
 	if err != nil {
 		r.Environment.Warnings = append(r.Environment.Warnings, "the run is incomplete: "+err.Error())
+	}
+	for _, f := range r.Failures[:min(len(r.Failures), 10)] {
+		r.Environment.Warnings = append(r.Environment.Warnings, "failed: "+f)
 	}
 	if len(r.Samples) == 0 {
 		return err
 	}
 	fmt.Print(r.TextWidth(terminalWidth(os.Stdout)))
 	return errors.Join(err, write(r, o.jsonFile, o.markdownFile, o.charts))
+}
+
+// interrupted is what to say about a run that a signal ended: what is left, if anything is.
+func interrupted(err error) error {
+	if err == nil || err == context.Canceled || errors.Unwrap(err) == context.Canceled {
+		return errors.New("interrupted; everything that was set up is removed")
+	}
+	return fmt.Errorf("interrupted: %w", err)
+}
+
+// tryFiles makes sure, before hours are spent, that the results can be written.
+func (o options) tryFiles() error {
+	for _, name := range []string{o.jsonFile, o.markdownFile} {
+		if name == "" {
+			continue
+		}
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o644)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	if o.charts != "" {
+		return os.MkdirAll(o.charts, 0o755)
+	}
+	return nil
 }
 
 // asMap is the options as the raw results keep them.
@@ -76,11 +115,13 @@ func (o options) asMap() map[string]any {
 func (o options) policy() []string {
 	congestion := o.Congestion
 	if congestion == "" {
-		congestion = "the system's"
+		b, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control") // unreadable: it stays "the system's"
+		congestion = strings.TrimSpace("the system's " + string(b))
 	}
 	return []string{
 		fmt.Sprintf("the same for all: the link, the generators, TCP buffers (the kernel tunes them), UDP buffers of %d MiB, congestion control %s",
 			traffic.DefaultUDPBuffer>>20, congestion),
+		"not the same: device queues and tunnels' sockets are each candidate's own: udp has a queue of 1000 packets, wireguard-go, its plain input and output, and flannel the kernel's 500",
 		"not the same: each candidate has the MTU that it leaves of the link's, as it would have in use; native-mtu has udp's",
 	}
 }

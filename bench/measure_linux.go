@@ -52,7 +52,8 @@ func (b *bench) measure(ctx context.Context, s step, c candidate.Candidate) (res
 	if err != nil {
 		return out, err
 	}
-	watch, err := cost.Start(cost.Config{A: b.hosts.HostA.NS, B: b.hosts.HostB.NS})
+	b.found = 0
+	watch, err := cost.Start(cost.Config{A: b.hosts.HostA.NS, B: b.hosts.HostB.NS, PIDs: b.pids()})
 	if err != nil {
 		return out, err
 	}
@@ -78,4 +79,13 @@ func (b *bench) measure(ctx context.Context, s step, c candidate.Candidate) (res
 		Counters json.RawMessage `json:"stats,omitempty"` // the candidate's own, since it was set up
 	}{got.detail, usage, stats})
 	return out, err
+}
+
+// pids are the processes of all candidates that are up: an adapter's need not be the benchmark's children.
+func (b *bench) pids() []int {
+	var pids []int
+	for _, c := range b.candidates {
+		pids = append(pids, c.PIDs()...)
+	}
+	return pids
 }

@@ -45,13 +45,13 @@ func (o options) beds() []result.Bed {
 	return beds
 }
 
-// tests are those of one run. What hardly varies is measured once, after everything else: idle time and memory.
+// tests are those of one run. Memory, which is the most that there ever was, is read once, after everything else.
 func (o options) tests(firstBed bool, run int) []result.Test {
 	var tests []result.Test
 	for _, t := range result.Measured() {
 		switch {
 		case !slices.Contains(o.Tests, string(t)):
-		case tunnelOnly(t) && run != o.Runs:
+		case t == result.Memory && run != o.Runs:
 		case o.Suite == "quick" && !firstBed && t != result.TCP1:
 		default:
 			tests = append(tests, t)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
+	"time"
 
 	"github.com/flannelkit/flannelkit/bench/candidate"
 	"github.com/flannelkit/flannelkit/bench/result"
@@ -16,7 +18,7 @@ import (
 func (b *bench) tcp(n int) measurement {
 	return func(ctx context.Context, c candidate.Candidate) (reading, error) {
 		from, to := c.Addrs()
-		if b.useIperf3() {
+		if n <= iperfStreams && b.useIperf3() {
 			return b.iperf3(ctx, from, to, n)
 		}
 		r, err := traffic.TCP(ctx, b.a, b.b, traffic.TCPConfig{
@@ -25,6 +27,9 @@ func (b *bench) tcp(n int) measurement {
 		return reading{value: r.BitsPerSecond / 1e9, detail: r}, err
 	}
 }
+
+// iperfStreams is how many streams are iperf3's: up to 3.15 it has one thread for all, and would be measured itself.
+const iperfStreams = 4
 
 func (b *bench) useIperf3() bool {
 	if b.Generator == "auto" {
@@ -50,6 +55,9 @@ func (b *bench) udp(test result.Test, size int) measurement {
 	}
 }
 
+// udpHeaders is what UDP over IPv4 puts before the payload.
+const udpHeaders = 28
+
 // mixMTU is what the mix of sizes is made for, whatever a candidate's own MTU is, so that all carry the same packets: what
 // wireguard, which has the largest headers, leaves of Ethernet's 1500 bytes.
 const mixMTU = 1420
@@ -58,6 +66,9 @@ const mixMTU = 1420
 func (b *bench) udpMix(ctx context.Context, c candidate.Candidate) (reading, error) {
 	return b.search(ctx, c, result.UDPMix, traffic.SearchConfig{Mix: traffic.IMIX(mixMTU)}, nil)
 }
+
+// undoLimit is how long a candidate may take to remove its peers.
+const undoLimit = 30 * time.Second
 
 // crowd searches the highest rate without loss of small packets spread over n peers.
 func (b *bench) crowd(test result.Test, n int) measurement {
@@ -68,8 +79,10 @@ func (b *bench) crowd(test result.Test, n int) measurement {
 		}
 		destinations, err := crowd.Peers(ctx, n)
 		defer func() {
-			_, undo := crowd.Peers(context.WithoutCancel(ctx), 0)
-			err = errors.Join(err, undo)
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
+			defer cancel()
+			_, undoErr := crowd.Peers(undo, 0)
+			err = errors.Join(err, undoErr)
 		}()
 		if err != nil {
 			return reading{}, err
@@ -109,8 +122,7 @@ func (b *bench) search(ctx context.Context, c candidate.Candidate, test result.T
 		return reading{}, err
 	}
 	config.Trial, config.Tolerance, config.Start = b.Trial, b.Tolerance, 100_000
-	key := guess{c.Name(), test}
-	if last, ok := b.guesses[key]; ok {
+	if last, ok := b.guesses[guess{c.Name(), test}]; ok {
 		config.Start, config.Step = last, 1.1
 	}
 	r, err := traffic.SearchUDP(ctx, pair, config)
@@ -118,11 +130,11 @@ func (b *bench) search(ctx context.Context, c candidate.Candidate, test result.T
 		_ = pair.Close() // err says more
 		return reading{}, err
 	}
-	if r.Rate > 0 {
-		b.guesses[key] = r.Offered
-	}
+	b.found = r.Offered
 	got := reading{value: r.Rate / 1000, full: r.SenderLimited, detail: r}
-	if n := receiverDrops(r); n > 0 {
+	if largest := max(config.Size, slices.Max(append(config.Mix, 0))) + udpHeaders; largest > c.MTU() {
+		got.note = fmt.Sprintf("packets of %d bytes go in fragments, the MTU is %d", largest, c.MTU())
+	} else if n := receiverDrops(r); n > 0 {
 		got.note = fmt.Sprintf("%.1f %% of the loss happened in the receiver's socket, not on the path", n*100)
 	}
 	return got, pair.Close()

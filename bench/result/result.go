@@ -59,6 +59,8 @@ type Run struct {
 	Took        time.Duration   `json:"took_ns"`
 	// Skipped are candidates that could not run here, and why.
 	Skipped map[string]string `json:"skipped,omitempty"`
+	// Failures are measurements that could not be made, and why. The run went on without them.
+	Failures []string `json:"failures,omitempty"`
 	// Policy says what is the same for all candidates and what is not: their MTUs, buffers, congestion control.
 	Policy  []string `json:"policy,omitempty"`
 	Samples []Sample `json:"samples"`

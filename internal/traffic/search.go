@@ -112,6 +112,12 @@ func search(ctx context.Context, config SearchConfig, trial func(rate float64) (
 			return s.out, err
 		}
 	}
+	if s.flat >= plateau && s.best < s.bestAt {
+		// Asked for less, a path that suffers from too much may carry more.
+		if _, err := s.try(ctx, s.best); err != nil {
+			return s.out, err
+		}
+	}
 	return s.confirm(ctx)
 }
 
@@ -125,7 +131,7 @@ func (s *searcher) try(ctx context.Context, rate float64) (passed bool, err erro
 		if r.Loss() > s.config.Loss {
 			continue
 		}
-		achieved := min(r.Achieved, rate)
+		achieved := min(r.Delivered(), rate)
 		if short(r) && achieved < s.best*(1+s.config.Tolerance) {
 			s.flat++
 		} else {
@@ -140,15 +146,11 @@ func (s *searcher) try(ctx context.Context, rate float64) (passed bool, err erro
 	if s.high == 0 || rate < s.high {
 		s.high = rate
 	}
-	if s.low >= rate { // it passed only by luck, or failed by bad luck
-		s.low = rate / (1 + s.config.Tolerance)
-		s.bestAt = min(s.bestAt, s.low)
-	}
 	return false, nil
 }
 
-// short tells whether the sender stayed noticeably behind the offered rate.
-func short(r UDPResult) bool { return r.Achieved < 0.985*r.Offered }
+// short tells whether the sender, or what arrived, stayed noticeably behind the offered rate.
+func short(r UDPResult) bool { return r.Delivered() < 0.985*r.Offered }
 
 func (s *searcher) once(ctx context.Context, rate float64) (UDPResult, error) {
 	if n := len(s.out.Trials); n > 0 && s.out.Trials[n-1].Lost > 0 {
@@ -171,27 +173,32 @@ func (s *searcher) once(ctx context.Context, rate float64) (UDPResult, error) {
 const confirmations = 3
 
 func (s *searcher) confirm(ctx context.Context) (SearchResult, error) {
-	for rate := s.bestAt; rate >= minRate; rate /= 1 + s.config.Tolerance {
+	limited := s.high == 0 // nothing was ever lost
+	down := s.config.Tolerance
+	for rate := s.bestAt; rate >= minRate; {
 		var achieved []float64
-		fell := 0 // short ones
-		for range confirmations + s.config.Retries {
+		fell, lost := 0, 0
+		for len(achieved) < confirmations && lost <= s.config.Retries {
 			r, err := s.once(ctx, rate)
-			if err != nil {
+			switch {
+			case err != nil:
 				return s.out, err
-			}
-			if r.Loss() > s.config.Loss {
+			case r.Loss() > s.config.Loss:
+				lost++
 				continue
-			}
-			achieved = append(achieved, min(r.Achieved, rate))
-			if short(r) {
+			case short(r):
 				fell++
 			}
-			if len(achieved) == confirmations {
-				slices.Sort(achieved)
-				s.out.Rate, s.out.Offered, s.out.SenderLimited = achieved[confirmations/2], rate, 2*fell > confirmations
-				return s.out, nil
-			}
+			achieved = append(achieved, min(r.Delivered(), rate))
 		}
+		if len(achieved) == confirmations {
+			slices.Sort(achieved)
+			s.out.Rate, s.out.Offered, s.out.SenderLimited = achieved[confirmations/2], rate, limited && 2*fell > confirmations
+			return s.out, nil
+		}
+		limited = false
+		rate /= 1 + down
+		down *= 1.5 // a path that has died since is found out soon
 	}
 	return s.out, nil
 }

@@ -11,6 +11,7 @@ import (
 type fakePath struct {
 	limit, sender float64
 	behind        float64      // the share by which the sender is behind at any rate
+	dead          int          // from which trial on nothing gets through; 0: never
 	noise         map[int]bool // trials, counted from 0, that lose although they should not
 	trials        int
 }
@@ -22,6 +23,9 @@ func (p *fakePath) trial(rate float64) (UDPResult, error) {
 		lost = math.Max(lost, sent*0.02)
 	}
 	p.trials++
+	if p.dead > 0 && p.trials >= p.dead {
+		lost = sent
+	}
 	return UDPResult{Offered: rate, Achieved: sent, Sent: uint64(sent), Lost: uint64(lost)}, nil
 }
 
@@ -42,7 +46,8 @@ func TestSearch(t *testing.T) {
 		{name: "sender falls short above the limit", path: fakePath{limit: 150_000, sender: 230_000}, want: 150_000, mostOfTrials: 20},
 		{name: "sender always behind", path: fakePath{limit: none, sender: 67_000, behind: 0.25}, config: SearchConfig{Start: 10_000}, want: 67_000, limited: true, mostOfTrials: 20},
 		{name: "sender always behind, from its own last rate", path: fakePath{limit: none, sender: 67_000, behind: 0.25}, config: SearchConfig{Start: 67_000, Step: 1.1}, want: 67_000, limited: true, mostOfTrials: 16},
-		{name: "sender always behind, limit below", path: fakePath{limit: 40_000, sender: 67_000, behind: 0.25}, want: 40_000, limited: true, mostOfTrials: 20},
+		{name: "sender always behind, limit below", path: fakePath{limit: 40_000, sender: 67_000, behind: 0.25}, want: 40_000, mostOfTrials: 22},
+		{name: "the path dies", path: fakePath{limit: 400_000, sender: none, dead: 8}, want: 0, mostOfTrials: 80},
 		{name: "no limit up to Max", path: fakePath{limit: none, sender: none}, config: SearchConfig{Max: 300_000}, want: 300_000, mostOfTrials: 10},
 		{name: "nothing gets through", path: fakePath{limit: 0, sender: none}, want: 0, mostOfTrials: 30},
 		{name: "one unlucky trial", path: fakePath{limit: 119_000, sender: none, noise: map[int]bool{1: true}}, want: 119_000, mostOfTrials: 20},

@@ -104,6 +104,9 @@ type UDPResult struct {
 	Offered  float64       `json:"offered"`  // packets per second asked for
 	Achieved float64       `json:"achieved"` // packets per second that the sender handed to the kernel
 	Elapsed  time.Duration `json:"elapsed_ns"`
+	// Arriving is the time from the first packet's arrival to the last one's. Where it is longer than Elapsed, queues were
+	// filled that only emptied after the sender had stopped: what they held did not arrive at the rate it was sent.
+	Arriving time.Duration `json:"arriving_ns"`
 
 	Sent       uint64 `json:"sent"`
 	Received   uint64 `json:"received"` // different packets
@@ -119,6 +122,14 @@ type UDPResult struct {
 	// Reached is for how many destinations of Spread at least one packet arrived; 0 without Spread. One dead peer in
 	// ten thousand is less than any loss worth a word, and only shows here.
 	Reached int `json:"reached,omitempty"`
+}
+
+// Delivered is the rate that got through: packets per second achieved by the sender, or of arrival where that is lower.
+func (r UDPResult) Delivered() float64 {
+	if r.Received < 2 || r.Arriving <= 0 {
+		return r.Achieved
+	}
+	return min(r.Achieved, float64(r.Received-1)/r.Arriving.Seconds())
 }
 
 // Loss is the share of the sent packets that did not arrive, 0 to 1.

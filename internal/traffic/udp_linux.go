@@ -95,11 +95,21 @@ type udpReceiver struct {
 func (r *udpReceiver) run(ctx context.Context) error {
 	drops := socketDrops(r.fd)
 	last := time.Now()
-	var deadline time.Time
+	var first, deadline time.Time
 	for ctx.Err() == nil {
 		n, err := r.vector.receive(r.fd)
-		for i := range n {
-			r.counter.add(r.vector.received(i))
+		if n > 0 {
+			last = time.Now()
+			before := r.counter.result.Received
+			for i := range n {
+				r.counter.add(r.vector.received(i))
+			}
+			if r.counter.result.Received > before {
+				if first.IsZero() {
+					first = last
+				}
+				r.counter.result.Arriving = last.Sub(first)
+			}
 		}
 		if err != nil && !again(err) && !pathError(err) {
 			return os.NewSyscallError("recvmmsg", err)
@@ -108,9 +118,6 @@ func (r *udpReceiver) run(ctx context.Context) error {
 			continue
 		}
 		now := time.Now()
-		if n > 0 {
-			last = now
-		}
 		if !r.finished.Load() {
 			last = now // a sender may pause; only silence after its end counts
 			continue
