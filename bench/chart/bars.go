@@ -47,7 +47,7 @@ func (d *data) grouped(test result.Test, f figure, unit string) *figure {
 	if len(shown) == 0 {
 		return nil
 	}
-	f.sub = d.sub("", test)
+	f.sub = d.sub("", groups, shown, test)
 	f.desc = fmt.Sprintf("%s, %s, by link and candidate.", f.title, unit)
 	f.plot = newPlot("link between the hosts", unit)
 	all := &bars{numbers: len(shown)*len(groups) <= maxNumbers}
@@ -160,17 +160,5 @@ func (s swatch) Thumbnail(c *draw.Canvas) {
 	c.FillPolygon(s.look.fill, []vg.Point{{X: c.Max.X - side, Y: c.Min.Y}, {X: c.Max.X - side, Y: c.Max.Y}, {X: c.Max.X, Y: c.Max.Y}, {X: c.Max.X, Y: c.Min.Y}})
 }
 
-// number writes a value with three digits, as the report's tables do.
-func number(v float64) string {
-	switch a := math.Abs(v); {
-	case a == 0:
-		return "0"
-	case a < 0.9995:
-		return fmt.Sprintf("%.3f", v)
-	case a < 9.995:
-		return fmt.Sprintf("%.2f", v)
-	case a < 99.95:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return thousands(math.Round(v))
-}
+// number writes a value with three digits, as the report's tables do, and with commas.
+func number(v float64) string { return result.Thousands(result.Number(v)) }

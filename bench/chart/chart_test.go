@@ -197,3 +197,57 @@ func TestNumbers(t *testing.T) {
 		t.Errorf("decadeTicks = %v, %v, want 5, 50", low, high)
 	}
 }
+
+func TestVariants(t *testing.T) {
+	for candidate, want := range map[string]variant{
+		"udp": {"udp", 1, false, false}, "udp:engines=2": {"udp:engines=2", 2, false, true}, "udp:ports=4": {"udp:ports=4", 1, true, false},
+		"udp:engines=2+ports=4": {"udp:engines=2+ports=4", 2, true, true}, "udp:ports=8+engines=4": {"udp:ports=8+engines=4", 4, true, true},
+	} {
+		if got, ok := parseVariant(candidate); !ok || got != want {
+			t.Errorf("parseVariant(%q) = %v, %v, want %v", candidate, got, ok, want)
+		}
+	}
+	for _, candidate := range []string{"vxlan", "udp:gso=off", "udp:engines=2+gso=off", "udp:engines=0", "udp:engines", "udp:"} {
+		if got, ok := parseVariant(candidate); ok {
+			t.Errorf("parseVariant(%q) = %v", candidate, got)
+		}
+	}
+	r := full()
+	for _, name := range []string{"udp:engines=2+ports=4", "udp:engines=4+ports=8"} {
+		r.Candidates = append(r.Candidates, name)
+		for run := 1; run <= 2; run++ {
+			r.Samples = append(r.Samples, result.Sample{Mode: "M2", MTU: 1500, Test: result.TCP4, Candidate: name, Run: run, Value: 70})
+		}
+	}
+	f := newData(r).engines()
+	var lines []string
+	for _, e := range f.legend {
+		lines = append(lines, fmt.Sprintf("%s %d", e.name, len(e.thumb.(line).points)))
+	}
+	if got, want := strings.Join(lines, "; "), "TCP, 1 stream 3; TCP, 4 streams 3; TCP, 4 streams, ports 2; UDP 64 B, no loss 3; UDP 1400 B, no loss 3"; got != want {
+		t.Errorf("lines: %s, want %s", got, want)
+	}
+	if !strings.Contains(f.sub, "median of 2..3 runs") {
+		t.Errorf("subtitle: %s", f.sub)
+	}
+}
+
+// TestHollow: points that the sender limited look different, and the subtitle says why.
+func TestHollow(t *testing.T) {
+	r := full()
+	plain := newData(r).sizes()
+	for i := range r.Samples {
+		r.Samples[i].SenderFull = r.Samples[i].Test == result.UDP64 && r.Samples[i].Candidate == "udp"
+	}
+	marked := newData(r).sizes()
+	if strings.Contains(plain.sub, "hollow") || !strings.Contains(marked.sub, "hollow") {
+		t.Errorf("subtitles: %q without, %q with full senders", plain.sub, marked.sub)
+	}
+	for name, f := range map[string]*figure{"without": plain, "with": marked} {
+		f.sub, f.desc = "", ""
+		t.Log(name, len(f.svg()))
+	}
+	if bytes.Equal(plain.svg(), marked.svg()) {
+		t.Error("the marks are the same")
+	}
+}

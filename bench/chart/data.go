@@ -22,20 +22,22 @@ type data struct {
 	looks      map[string]look
 }
 
-// A variant is the udp engine with a number of engines.
+// A variant is the udp backend with a number of engines, and with more than one source port or not.
 type variant struct {
 	candidate string
 	engines   int
+	ports     bool
+	named     bool // the specification names the number of engines
 }
 
 func newData(r *result.Run) *data {
 	d := &data{run: r}
 	for _, c := range r.Candidates {
-		n, ok := engineCount(c)
+		v, ok := parseVariant(c)
 		if ok {
-			d.variants = append(d.variants, variant{c, n})
+			d.variants = append(d.variants, v)
 		}
-		if !ok || c == result.UDP {
+		if !ok || !v.named {
 			d.candidates = append(d.candidates, c)
 		}
 	}
@@ -44,14 +46,31 @@ func newData(r *result.Run) *data {
 	return d
 }
 
-// engineCount reads "udp" and "udp:engines=4".
-func engineCount(candidate string) (int, bool) {
-	if candidate == result.UDP {
-		return 1, true
+// parseVariant reads "udp", "udp:engines=4", "udp:ports=8+engines=4"; with any other option it is no variant of the kind.
+func parseVariant(candidate string) (variant, bool) {
+	v := variant{candidate: candidate, engines: 1}
+	name, spec, more := strings.Cut(candidate, ":")
+	if name != result.UDP {
+		return v, false
 	}
-	text, ok := strings.CutPrefix(candidate, result.UDP+":engines=")
-	n, err := strconv.Atoi(text)
-	return n, ok && err == nil && n > 0
+	if !more {
+		return v, true
+	}
+	for option := range strings.SplitSeq(spec, "+") {
+		key, text, _ := strings.Cut(option, "=")
+		n, err := strconv.Atoi(text)
+		switch {
+		case err != nil || n < 0:
+			return v, false
+		case key == "engines" && n > 0:
+			v.engines, v.named = n, true
+		case key == "ports":
+			v.ports = n > 0
+		default:
+			return v, false
+		}
+	}
+	return v, true
 }
 
 // label is what a legend calls a candidate: of a program only its name, not where it was.
@@ -91,16 +110,25 @@ func (d *data) bed(candidates []string, tests ...result.Test) (result.Bed, bool)
 	return *first, true
 }
 
-// sub is the line under a title: where, and how often. No date and no machine: those are in the result file.
-func (d *data) sub(where string, tests ...result.Test) string {
-	runs := 0
-	for _, s := range d.run.Samples {
-		if parent, _ := s.Test.Of(); s.Discarded == "" && slices.ContainsFunc(tests, func(t result.Test) bool { p, _ := t.Of(); return p == parent }) {
-			runs = max(runs, s.Run)
+// sub is the line under a title: where, and how many runs count behind the points. No date and no machine: those are in the
+// result file.
+func (d *data) sub(where string, beds []result.Bed, candidates []string, tests ...result.Test) string {
+	least, most := math.MaxInt, 0
+	for _, bed := range beds {
+		for _, c := range candidates {
+			for _, t := range tests {
+				if n := d.run.Summary(bed, t, c).N; n > 0 {
+					least, most = min(least, n), max(most, n)
+				}
+			}
 		}
 	}
-	how := fmt.Sprintf("median of %d runs, whiskers from lowest to highest", runs)
-	if runs <= 1 {
+	runs := fmt.Sprint(most)
+	if least < most {
+		runs = fmt.Sprintf("%d..%d", least, most)
+	}
+	how := fmt.Sprintf("median of %s runs, whiskers from lowest to highest", runs)
+	if most <= 1 {
 		how = "one run: a first look, not a result"
 	}
 	if where == "" {
@@ -126,7 +154,7 @@ type quantile struct{ q, us float64 }
 func (d *data) quantiles(bed result.Bed, candidate string) []quantile {
 	points := map[float64][]float64{}
 	for _, s := range d.run.Samples {
-		if s.Mode != bed.Mode || (s.MTU != bed.MTU && s.MTU != 0) || s.Test != result.RR1 || s.Candidate != candidate || s.Discarded != "" {
+		if s.Bed() != bed || s.Test != result.RR1 || s.Candidate != candidate || !s.Valid() {
 			continue
 		}
 		for _, q := range sampleQuantiles(s) {

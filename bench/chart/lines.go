@@ -15,8 +15,9 @@ import (
 
 // A point is a median and its spread at x.
 type point struct {
-	x float64
-	s result.Summary
+	x    float64
+	s    result.Summary
+	full bool // the sender's processor was full: the path may carry more
 }
 
 // A line is the points of one candidate, or of one test, from left to right.
@@ -44,12 +45,12 @@ func (d *data) sizes() *figure {
 		l := line{name: d.label(c), look: d.looks[c]}
 		for _, s := range sizes {
 			if sum := d.run.Summary(bed, s.test, c); sum.N > 0 {
-				l.points = append(l.points, point{s.bytes, sum})
+				l.points = append(l.points, point{s.bytes, sum, d.run.SenderFull(bed, s.test, c)})
 			}
 		}
 		lines = append(lines, l)
 	}
-	f := &figure{file: "sizes.svg", title: "UDP without loss, by packet size", sub: d.sub(link(bed), tests...)}
+	f := &figure{file: "sizes.svg", title: "UDP without loss, by packet size", sub: d.sub(link(bed), []result.Bed{bed}, d.candidates, tests...) + fullNote(lines)}
 	return f.fill(newPlot("UDP payload, bytes", "1,000 packets/s"), lines, ticks([]float64{64, 512, 1400}, []string{"64", "512", "1,400"}))
 }
 
@@ -71,48 +72,78 @@ func (d *data) peers() *figure {
 		l := line{name: d.label(c), look: d.looks[c]}
 		for _, t := range tests {
 			if sum := d.run.Summary(bed, t, c); sum.N > 0 {
-				l.points = append(l.points, point{float64(counts[t]), sum})
+				l.points = append(l.points, point{float64(counts[t]), sum, d.run.SenderFull(bed, t, c)})
 			}
 		}
 		lines = append(lines, l)
 	}
-	f := &figure{file: "peers.svg", title: "UDP, 64 bytes, without loss, by number of peers", sub: d.sub(link(bed), tests...)}
+	f := &figure{file: "peers.svg", title: "UDP, 64 bytes, without loss, by number of peers", sub: d.sub(link(bed), []result.Bed{bed}, d.candidates, tests...) + fullNote(lines)}
 	p := newPlot("peers that the packets go to", "1,000 packets/s")
 	p.X.Scale = plot.LogScale{}
 	return f.fill(p, lines, ticks([]float64{1, 10, 100, 1000, 10_000}, []string{"1", "10", "100", "1,000", "10,000"}))
 }
 
+// fullNote explains hollow marks where there are any.
+func fullNote(lines []line) string {
+	for _, l := range lines {
+		if slices.ContainsFunc(l.points, func(p point) bool { return p.full }) {
+			return "; hollow: the sender's processor was full"
+		}
+	}
+	return ""
+}
+
 // engines shows what more engines bring. The unit differs from test to test, so it is the ratio to one engine.
 func (d *data) engines() *figure {
 	tests := []result.Test{result.TCP1, result.TCP4, result.TCP16, result.TCP64, result.UDP64, result.UDP1400}
-	if len(d.variants) < 2 || d.variants[0].candidate != result.UDP {
+	if len(d.variants) < 2 || !slices.Contains(d.run.Candidates, result.UDP) {
 		return nil
 	}
 	bed, ok := d.bed([]string{result.UDP}, tests...)
 	if !ok {
 		return nil
 	}
+	var at []float64
+	var names, candidates []string
+	ports := false
+	for _, v := range d.variants {
+		candidates, ports = append(candidates, v.candidate), ports || v.ports
+		if x := float64(v.engines); !slices.Contains(at, x) {
+			at, names = append(at, x), append(names, fmt.Sprint(v.engines))
+		}
+	}
 	colours := palette()
 	order := []int{2, 1, 3, 4, 5, 0} // of the palette, so that neighbours differ most
 	var lines []line
 	for i, t := range tests {
 		l := line{name: t.Title(), look: newLook(colours, order[i])}
-		for _, v := range d.variants {
-			if r := d.run.Ratio(bed, t, v.candidate, result.UDP); r.N > 0 {
-				l.points = append(l.points, point{float64(v.engines), result.Summary{N: r.N, Median: r.Of, Min: r.Min, Max: r.Max}})
-			}
+		if ports { // then the dashes tell with from without
+			l.look.dashes = nil
 		}
-		if len(l.points) > 1 {
+		if l.points = d.scaling(bed, t, false); len(l.points) > 1 {
+			lines = append(lines, l)
+		}
+		l.name, l.look.dashes = l.name+", ports", []vg.Length{4, 3}
+		if l.points = d.scaling(bed, t, true); len(l.points) > 0 {
 			lines = append(lines, l)
 		}
 	}
-	var at []float64
-	var names []string
-	for _, v := range d.variants {
-		at, names = append(at, float64(v.engines)), append(names, fmt.Sprint(v.engines))
+	f := &figure{file: "engines.svg", title: "The udp backend with more engines", sub: d.sub(link(bed), []result.Bed{bed}, candidates, tests...)}
+	if ports {
+		f.title += ", and with several source ports each"
 	}
-	f := &figure{file: "engines.svg", title: "The udp backend with more engines", sub: d.sub(link(bed), tests...)}
 	return f.fill(newPlot("engines", "rate, times that of one engine"), lines, ticks(at, names))
+}
+
+// scaling is a test's rate by the number of engines, of the variants with or without several ports.
+func (d *data) scaling(bed result.Bed, test result.Test, ports bool) []point {
+	var points []point
+	for _, v := range d.variants {
+		if r := d.run.Ratio(bed, test, v.candidate, result.UDP); r.N > 0 && v.ports == ports {
+			points = append(points, point{float64(v.engines), result.Summary{N: r.N, Median: r.Of, Min: r.Min, Max: r.Max}, false})
+		}
+	}
+	return points
 }
 
 // latency shows the whole distribution, the slowest few most of all: an average or a median says nothing about those.
@@ -126,7 +157,7 @@ func (d *data) latency() *figure {
 	for _, c := range d.candidates {
 		l := line{name: d.label(c), look: d.looks[c]}
 		for _, q := range d.quantiles(bed, c) {
-			l.points = append(l.points, point{nines(q.q), result.Summary{N: 1, Median: q.us, Min: q.us, Max: q.us}})
+			l.points = append(l.points, point{nines(q.q), result.Summary{N: 1, Median: q.us, Min: q.us, Max: q.us}, false})
 			last = max(last, nines(q.q))
 		}
 		l.noMarks = len(l.points) > 6
@@ -134,7 +165,7 @@ func (d *data) latency() *figure {
 			lines = append(lines, l)
 		}
 	}
-	f := &figure{file: "latency.svg", title: "Request and response of one byte over one TCP connection", sub: strings.Replace(d.sub(link(bed), result.RR1), ", whiskers from lowest to highest", "", 1)}
+	f := &figure{file: "latency.svg", title: "Request and response of one byte over one TCP connection", sub: strings.Replace(d.sub(link(bed), []result.Bed{bed}, d.candidates, result.RR1), ", whiskers from lowest to highest", "", 1)}
 	p := newPlot("share of the requests that took no longer", "round trip, µs")
 	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, logTicks{}
 	var at []float64
@@ -220,7 +251,14 @@ func (l line) Plot(c draw.Canvas, p *plot.Plot) {
 	c.StrokeLines(l.stroke(), path)
 	for i, at := range path {
 		whisker(c, l.look.fill, at.X, y(l.points[i].s.Min), y(l.points[i].s.Max), 3)
-		if !l.noMarks {
+		switch {
+		case l.noMarks:
+		case l.points[i].full:
+			ground := l.glyph()
+			ground.Color = white()
+			draw.CircleGlyph{}.DrawGlyph(&c, ground, at) // so that the line does not cross the hollow
+			hollow(l.look.mark).DrawGlyph(&c, l.glyph(), at)
+		default:
 			l.look.mark.DrawGlyph(&c, l.glyph(), at) // not Canvas.DrawGlyph, which leaves out marks at the edge
 		}
 	}

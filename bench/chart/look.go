@@ -177,15 +177,16 @@ func (logTicks) Ticks(low, high float64) []plot.Tick {
 	return out
 }
 
-// thousands writes a number with commas.
-func thousands(v float64) string {
-	s := strconv.FormatFloat(v, 'f', -1, 64)
-	whole, rest, _ := strings.Cut(s, ".")
-	for i := len(whole) - 3; i > 0; i -= 3 {
-		whole = whole[:i] + "," + whole[i:]
+// thousands writes a number with all its decimals, and with commas.
+func thousands(v float64) string { return result.Thousands(strconv.FormatFloat(v, 'f', -1, 64)) }
+
+// hollow is what a mark becomes for a point that only says that the path carries no less.
+func hollow(mark draw.GlyphDrawer) draw.GlyphDrawer {
+	switch mark.(type) {
+	case draw.BoxGlyph, draw.CrossGlyph:
+		return draw.SquareGlyph{}
+	case draw.PyramidGlyph:
+		return draw.TriangleGlyph{}
 	}
-	if rest != "" {
-		return whole + "." + rest
-	}
-	return whole
+	return draw.RingGlyph{}
 }

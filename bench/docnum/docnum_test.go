@@ -14,12 +14,14 @@ import (
 func repo(t *testing.T, name, doc string) string {
 	t.Helper()
 	r := result.Run{Modes: []string{"M1"}, MTUs: []int{1500}, Candidates: []string{"vxlan", "udp", "flannel:/opt/flanneld"}}
-	for run, v := range []float64{10, 12, 11} {
+	for run, v := range []float64{10, 12, 11, 11, 11} {
 		for c, factor := range map[string]float64{"vxlan": 1, "udp": 0.655, "flannel:/opt/flanneld": 0.05} {
 			r.Samples = append(r.Samples, result.Sample{Mode: "M1", MTU: 1500, Test: result.TCP1, Candidate: c, Run: run + 1, Value: v * factor})
 			r.Samples = append(r.Samples, result.Sample{Mode: "M1", MTU: 1500, Test: result.UDP64, Candidate: c, Run: run + 1, Value: 1000 * v * factor})
 		}
 	}
+	r.Samples = append(r.Samples, result.Sample{Mode: "M1", Test: result.RTT, Candidate: "udp", Run: 1, Value: 30},
+		result.Sample{Mode: "M1", Test: result.Memory, Candidate: "udp", Run: 1, Value: 12})
 	raw, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
@@ -29,9 +31,14 @@ func repo(t *testing.T, name, doc string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Quick, r.Environment.Commit = false, "abc-dirty"
+	dirty, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
 	root := t.TempDir()
 	for file, text := range map[string]string{
-		"bench/results/r.json": string(raw), "bench/results/quick.json": string(quick), name: doc,
+		"bench/results/r.json": string(raw), "bench/results/quick.json": string(quick), "bench/results/dirty.json": string(dirty), name: doc,
 		"bench/results/log.md": "| step | measured |\n|---|---|\n| SIMD sum | 19.5 ns against 47 ns |\n| batch | +15 % |\n| batch of one | 2 % |\n",
 	} {
 		path := filepath.Join(root, filepath.FromSlash(file))
@@ -67,6 +74,11 @@ func TestCheck(t *testing.T) {
 		{"no file", "x <!--n results/none.json M1 tcp1 udp-->1<!--/n-->", "none.json"},
 		{"file elsewhere", "x <!--n ../r.json M1 tcp1 udp-->1<!--/n-->", "not one of bench/results"},
 		{"quick run", "x <!--n results/quick.json M1 tcp1 udp-->1<!--/n-->", "quick run"},
+		{"dirty commit", "x <!--n results/dirty.json M1 tcp1 udp-->1<!--/n-->", "in no commit (abc-dirty)"},
+		{"too few runs", "x <!--n results/r.json M1 rtt udp-->30<!--/n-->", "rests on 1 valid runs"},
+		{"measured once", "x <!--n results/r.json M1 memory udp-->12<!--/n--> MiB", ""},
+		{"number of runs", "x <!--n results/r.json M1 tcp1 udp runs-->5<!--/n-->", ""},
+		{"table of too few runs", "a\n\n<!--table results/r.json M1 tcp1,rtt udp-->\n<!--/table-->\n", "rests on 1 valid runs"},
 		{"log", "x <!--n results/log.md#SIMD sum-->19.5<!--/n--> ns", ""},
 		{"changed against the log", "x <!--n results/log.md#SIMD sum-->9.5<!--/n--> ns", "has no 9.5"},
 		{"two rows", "x <!--n results/log.md#batch-->15<!--/n--> %", "2 rows"},

@@ -45,6 +45,9 @@ func (s *sources) run(name string) (*result.Run, error) {
 	if r.Quick {
 		return nil, fmt.Errorf("%s is a quick run: a first look, no source of numbers", name)
 	}
+	if strings.HasSuffix(r.Environment.Commit, "-dirty") {
+		return nil, fmt.Errorf("%s was measured with changes that are in no commit (%s): nobody can measure it again", name, r.Environment.Commit)
+	}
 	s.runs[name] = r
 	return r, nil
 }
@@ -71,6 +74,9 @@ func (s *sources) value(m mark, shown string) (string, error) {
 	}
 	sum, err := lookUp(r, bed, args[2], args[3])
 	if err != nil {
+		return "", err
+	}
+	if err := enough(r, sum, bed, args[2], args[3]); err != nil {
 		return "", err
 	}
 	value := sum.Median
@@ -100,21 +106,9 @@ func (s *sources) value(m mark, shown string) (string, error) {
 	}
 	text := strconv.FormatFloat(value, 'f', decimals, 64)
 	if strings.Contains(shown, ",") {
-		text = commas(text)
+		text = result.Thousands(text)
 	}
 	return text, nil
-}
-
-// commas separates thousands.
-func commas(number string) string {
-	whole, rest, decimals := strings.Cut(number, ".")
-	for i := len(whole) - 3; i > 0 && whole[i-1] != '-'; i -= 3 {
-		whole = whole[:i] + "," + whole[i:]
-	}
-	if decimals {
-		return whole + "." + rest
-	}
-	return whole
 }
 
 // parseBed reads M1, or M1/9000 where the MTU is not Ethernet's.
@@ -151,6 +145,27 @@ func lookUp(r *result.Run, bed result.Bed, test, expr string) (result.Summary, e
 		return sum, fmt.Errorf("the file has no %s of %s on %v; its candidates are %s", test, expr, bed, strings.Join(r.Candidates, ", "))
 	}
 	return sum, nil
+}
+
+// A number in a document has to rest on madeRuns runs, of which validRuns at least were not discarded.
+const madeRuns, validRuns = 5, 3
+
+// enough refuses numbers of too few runs. Idle time and memory are measured once.
+func enough(r *result.Run, s result.Summary, bed result.Bed, test, expr string) error {
+	t, _ := result.Test(test).Of()
+	if t == result.Idle || t == result.Memory {
+		return nil
+	}
+	made := 0
+	for _, sample := range r.Samples {
+		if sample.Bed() == bed && sample.Test == t {
+			made = max(made, sample.Run)
+		}
+	}
+	if made >= madeRuns && s.N >= validRuns {
+		return nil
+	}
+	return fmt.Errorf("%s of %s rests on %d valid runs of %d, and %d of %d are the least", test, expr, s.N, made, validRuns, madeRuns)
 }
 
 // division splits a/b at the slash that has a candidate on either side: names of candidates may have slashes themselves.
@@ -225,9 +240,15 @@ func (s *sources) table(args []string) (string, error) {
 			for _, column := range columns {
 				sum, err := lookUp(r, bed, test, column)
 				if err == nil {
+					if err := enough(r, sum, bed, test, column); err != nil {
+						return "", err
+					}
 					filled = true
 					_, _, ratio := division(r, column)
 					b.WriteString(" " + cell(sum, ratio, len(args) == 5))
+					if sum.N < madeRuns && t != result.Idle && t != result.Memory {
+						fmt.Fprintf(&b, " n=%d", sum.N)
+					}
 				}
 				b.WriteString(" |")
 			}
@@ -242,20 +263,9 @@ func (s *sources) table(args []string) (string, error) {
 
 // cell writes a value with three digits, a ratio with two decimals, and the spread if asked to.
 func cell(s result.Summary, ratio, spread bool) string {
-	format := func(v float64) string {
-		switch a := max(v, -v); {
-		case ratio:
-			return strconv.FormatFloat(v, 'f', 2, 64)
-		case a == 0:
-			return "0"
-		case a < 0.9995:
-			return strconv.FormatFloat(v, 'f', 3, 64)
-		case a < 9.995:
-			return strconv.FormatFloat(v, 'f', 2, 64)
-		case a < 99.95:
-			return strconv.FormatFloat(v, 'f', 1, 64)
-		}
-		return strconv.FormatFloat(v, 'f', 0, 64)
+	format := result.Number
+	if ratio {
+		format = func(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) }
 	}
 	if !spread || s.N < 2 {
 		return format(s.Median)

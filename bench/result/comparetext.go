@@ -63,9 +63,15 @@ func (c Comparison) summary() []string {
 	}
 	lines := []string{fmt.Sprintf("%s: %d worse, %d better, %d no difference, %d too few runs",
 		plural(len(c.Changes), "comparison"), c.Count(Worse), c.Count(Better), c.Count(NoDifference), c.Count(TooFewRuns))}
-	if alarms := c.FalseAlarms(); alarms > 0 {
-		lines = append(lines, fmt.Sprintf("by chance alone, up to %.1f of them on average would be called better or worse if nothing had changed (alpha %.2f)", alarms, Alpha))
+	if least, others := c.alone(); c.Count(TooFewRuns) < len(c.Changes) {
+		lines = append(lines,
+			fmt.Sprintf("corrected for many comparisons (Benjamini-Hochberg): at most %.0f %% of those called better or worse are chance, on average", 100*Alpha),
+			fmt.Sprintf("a change below %.0f %% is no difference, whatever p says", 100*LeastEffect))
+		if others > 0 {
+			lines = append(lines, fmt.Sprintf("so many comparisons of so few runs: p is %.3f at best, and a change shows only if %d others have as low a p (more runs, or fewer tests, help)", least, others))
+		}
 	}
+	lines = append(lines, "all runs of a file share one set-up of each candidate: what differs between two set-ups of the same thing can look like a change (compare two files of the same commit to see how much)")
 	native := 0
 	for _, change := range c.Changes {
 		if change.Candidate == Native && rank(change) < 2 {
@@ -76,7 +82,7 @@ func (c Comparison) summary() []string {
 		lines = append(lines, fmt.Sprintf("native itself changed in %s: the machine, or what else ran on it, was not the same", plural(native, "comparison")))
 	}
 	if c.Count(TooFewRuns) > 0 {
-		lines = append(lines, "too few runs: no difference could show; 4 valid runs in both results are the least, 5 and more are better")
+		lines = append(lines, "too few runs: no difference could show; the least are 4+4, 3+5 or 2+8 valid runs, old+new in either order")
 	}
 	return lines
 }
@@ -92,8 +98,8 @@ func (c Comparison) legend() []string {
 	lines := []string{
 		"The verdict is that of the ratios to the yardstick, which was measured right beside in each run, so that another",
 		"machine, or another day, does not count as a change. Without a yardstick (-) it is that of the values themselves.",
-		"Values and ratios are medians of the single runs', old -> new. p: exact Mann-Whitney U test; n: runs that count, old+new.",
-		"Where there is no difference, the percentage is noise. (<) lower is better.",
+		"Values and ratios are medians of the single runs', old -> new. p: exact Mann-Whitney U test, not corrected;",
+		"n: runs that count, old+new. Where there is no difference, the percentage is noise. (<) lower is better.",
 	}
 	if hidden := c.Count(NoDifference) + c.Count(TooFewRuns); hidden > 0 && !c.All {
 		lines = append(lines, fmt.Sprintf("%s without a change not shown (-all shows them).", plural(hidden, "comparison")))
@@ -116,9 +122,9 @@ func (c Comparison) grid() grid {
 		if change.Test.LowerIsBetter() {
 			title += " (<)"
 		}
-		row := []string{string(change.Word()), change.Bed.String(), title, wrapName(change.Candidate)}
+		row := []string{string(change.Outcome()), change.Bed.String(), title, wrapName(change.Candidate)}
 		unit := change.Test.Unit()
-		row = append(row, deltaCells(change.Absolute, number, unit)...)
+		row = append(row, deltaCells(change.Absolute, Number, unit)...)
 		if change.Base == "" {
 			row = append(row, "-", "", "", "")
 		} else {
@@ -126,7 +132,7 @@ func (c Comparison) grid() grid {
 		}
 		d := change.counts()
 		g.rows = append(g.rows, append(row, fmt.Sprintf("%d+%d", d.Old.N, d.New.N)))
-		g.groups = append(g.groups, string(change.Word()))
+		g.groups = append(g.groups, string(change.Outcome()))
 	}
 	return g
 }

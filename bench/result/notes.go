@@ -171,6 +171,7 @@ const (
 // disturbance counts the samples that were discarded, by reason, and says how much was taken from those that count.
 func (r *Run) disturbance() []string {
 	var reasons []string
+	var steals []float64
 	steal, others := 0.0, 0.0
 	type key struct {
 		cell
@@ -179,6 +180,7 @@ func (r *Run) disturbance() []string {
 	again := map[key]bool{}
 	for i := range r.Samples {
 		if s := &r.Samples[i]; s.Valid() {
+			steals = append(steals, s.Steal)
 			steal, others = max(steal, s.Steal), max(others, s.Others)
 			again[key{cell{s.Bed(), s.Test, s.Candidate}, s.Run}] = true
 		} else {
@@ -203,7 +205,7 @@ func (r *Run) disturbance() []string {
 			len(reasons), len(r.Samples), repeated, strings.Join(parts, ", ")))
 	}
 	if steal >= quietSteal {
-		out = append(out, fmt.Sprintf("among the samples that count, the hypervisor took up to %.0f %% of the processors' time", steal*100))
+		out = append(out, fmt.Sprintf("among the samples that count, the hypervisor took up to %.0f %% of the processors' time, in the median %.1f %%", steal*100, 100*Summarize(steals).Median))
 	}
 	if others >= quietOthers {
 		out = append(out, fmt.Sprintf("among the samples that count, other programs used up to %.2f processors", others))

@@ -66,25 +66,35 @@ func (r *Run) Markdown() string {
 	return strings.TrimRight(b.String(), "\n") + "\n"
 }
 
-// skipped lists the candidates that could not run, and why.
+// skipped lists the candidates that could not run, and why, in one line each: the first of what may be a program's output.
 func (r *Run) skipped() []string {
 	var out []string
 	for _, name := range slices.Sorted(maps.Keys(r.Skipped)) {
-		out = append(out, fmt.Sprintf("not run: %s: %s", name, r.Skipped[name]))
+		out = append(out, fmt.Sprintf("not run: %s: %s", name, firstLine(r.Skipped[name])))
 	}
 	return out
 }
 
-// drops are the tables of where packets were lost, or segments sent again: a row for each place, a column for each
-// candidate. The searches for the highest rate lose on purpose, and have a table of their own.
+// firstLine is the first line of a text that has anything in it, with single spaces.
+func firstLine(text string) string {
+	for line := range strings.Lines(text) {
+		if words := strings.Fields(line); len(words) > 0 {
+			return strings.Join(words, " ")
+		}
+	}
+	return ""
+}
+
+// drops are the tables of where packets were lost, segments sent again or queues too long: a row for each counter, a column
+// for each candidate. Some counters have others in them, so there is no total. The searches for the highest rate lose on purpose, and have a table of their own.
 func (r *Run) drops() []grid {
 	var out []grid
 	for _, kind := range []struct {
 		title  string
 		search bool
 	}{
-		{"Packets lost or sent again, all beds and tests but the searches for the highest rate", false},
-		{"Packets lost in the searches for the highest rate, which lose on purpose", true},
+		{"Losses, repetitions and other signs of trouble, summed over all beds and tests but the searches for the highest rate (places overlap)", false},
+		{"The same of the searches for the highest rate, which lose on purpose (places overlap)", true},
 	} {
 		g := grid{title: kind.title, lead: []string{"where"}}
 		sums := map[string]map[string]uint64{} // by place and candidate

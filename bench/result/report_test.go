@@ -25,7 +25,7 @@ func golden() *Run {
 		},
 		Modes: []string{"M1", "M2"}, MTUs: []int{1500, 9000}, Took: 90 * time.Second,
 		Candidates: []string{Native, VXLAN, UDP, "udp:checksums=trust+gro=off", "wireguard"},
-		Skipped:    map[string]string{"flannel:/opt/flanneld": "no such file"},
+		Skipped:    map[string]string{"flannel:/opt/flanneld": "\n no  such\tfile\nusage: flanneld"},
 		Policy:     []string{"socket buffers: 4 MiB for all", "MTU: vxlan 1450, udp 1472"},
 		Options:    map[string]any{"runs": 3, "duration_ns": 10e9},
 	}

@@ -42,7 +42,8 @@ type Sample struct {
 	Others float64 `json:"others"`
 	// Discarded says why the sample does not count: the machine was disturbed. Empty: it counts.
 	Discarded string `json:"discarded,omitempty"`
-	// Drops are packets that were lost, or segments that were sent again, by place: "a eth0 tx_dropped".
+	// Drops are packets that were lost, segments that were sent again and other signs of trouble, by counter: "a eth0
+	// tx_dropped", "b softnet time_squeeze". One packet may be in several of them.
 	Drops map[string]uint64 `json:"drops,omitempty"`
 	// Detail is all that the generator said.
 	Detail json.RawMessage `json:"detail,omitempty"`
@@ -50,19 +51,25 @@ type Sample struct {
 
 // A Run is everything one call of the benchmark has measured.
 type Run struct {
+	// Environment is the machine, its kernel, the commit and the command line, as they were at the start.
 	Environment env.Environment `json:"environment"`
-	Options     map[string]any  `json:"options"`
-	Quick       bool            `json:"quick"`
-	Modes       []string        `json:"modes"`
-	MTUs        []int           `json:"mtus"`
-	Candidates  []string        `json:"candidates"`
-	Took        time.Duration   `json:"took_ns"`
+	// Options are the command's flags by name; durations are in nanoseconds and end in _ns. Numbers are of any type in a
+	// run that was just measured, and float64 in one that was loaded.
+	Options map[string]any `json:"options"`
+	// Quick says that the run was too short to rest anything on: documents may not take numbers from it.
+	Quick      bool     `json:"quick"`
+	Modes      []string `json:"modes"`      // link modes, in the order of the report
+	MTUs       []int    `json:"mtus"`       // of the link, bytes, in the order of the report
+	Candidates []string `json:"candidates"` // as they were asked for, in the order of the report
+	// Took is the wall time of everything: set-up, warming up, repetitions and samples that were discarded.
+	Took time.Duration `json:"took_ns"`
 	// Skipped are candidates that could not run here, and why.
 	Skipped map[string]string `json:"skipped,omitempty"`
 	// Failures are measurements that could not be made, and why. The run went on without them.
 	Failures []string `json:"failures,omitempty"`
 	// Policy says what is the same for all candidates and what is not: their MTUs, buffers, congestion control.
-	Policy  []string `json:"policy,omitempty"`
+	Policy []string `json:"policy,omitempty"`
+	// Samples are in the order in which they were measured, the discarded ones among them.
 	Samples []Sample `json:"samples"`
 }
 

@@ -28,7 +28,8 @@ func (r *Run) title() string {
 func legend() []string {
 	return []string{
 		"Ratios are of the medians; in brackets the lowest and highest of the single runs. (<) lower is better,",
-		"^ no loss up to where the sender's processor was full, n=3 only so many runs count, * see the notes.",
+		"n=3 only so many runs count, * see the notes, ^ the sender's processor was full: nothing was lost up to what it could send, so that",
+		"the value is what the machine gives, not the path's limit.",
 	}
 }
 
@@ -127,12 +128,12 @@ func (r *Run) cellText(c cell) string {
 		}
 		return ""
 	}
-	out := number(s.Median)
+	out := Number(s.Median)
 	if m.full {
 		out += "^"
 	}
 	if s.N > 1 {
-		out += fmt.Sprintf(" (%s..%s)", number(s.Min), number(s.Max))
+		out += fmt.Sprintf(" (%s..%s)", Number(s.Min), Number(s.Max))
 	}
 	if m.few {
 		out += fmt.Sprintf(" n=%d", s.N)
@@ -156,7 +157,7 @@ func ratioText(r Ratio) string {
 // times writes a ratio: with two decimals, which is more than the spread deserves, where that is enough and not too much.
 func times(v float64) string {
 	if v >= 9.995 || v < 0.0995 {
-		return number(v)
+		return Number(v)
 	}
 	return fmt.Sprintf("%.2f", v)
 }
@@ -170,11 +171,7 @@ func (r *Run) goals() grid {
 	all := r.allVerdicts()
 	for i, v := range all {
 		if i == 0 || all[i-1].Bed != v.Bed || all[i-1].Test != v.Test {
-			measured := v.Measured
-			if strings.Contains(v.Goal, VXLAN) {
-				measured = strings.Replace(measured, " (", " of "+VXLAN+" (", 1)
-			}
-			g.rows = append(g.rows, []string{v.Bed.String(), v.Test.Title(), measured})
+			g.rows = append(g.rows, []string{v.Bed.String(), v.Test.Title(), v.Measured})
 			g.groups = append(g.groups, v.Bed.String())
 			floor.cells, aim.cells = append(floor.cells, ""), append(aim.cells, "")
 		}
@@ -188,21 +185,4 @@ func (r *Run) goals() grid {
 	}
 	g.columns = []column{floor, aim}
 	return g.compact()
-}
-
-// number writes a value with three digits that matter.
-func number(v float64) string {
-	a := v
-	if a < 0 {
-		a = -a
-	}
-	switch {
-	case a >= 99.95 || a == 0:
-		return fmt.Sprintf("%.0f", v)
-	case a >= 9.995:
-		return fmt.Sprintf("%.1f", v)
-	case a >= 0.9995:
-		return fmt.Sprintf("%.2f", v)
-	}
-	return fmt.Sprintf("%.3f", v)
 }

@@ -126,6 +126,12 @@ func (r *Run) expected(bed Bed, test Test) int {
 	return len(runs)
 }
 
+// SenderFull tells whether the sender's processor was full in any run that counts, of a search for the highest rate without
+// loss: the value is then what the machine can send, and the path may carry more. It is false for other tests.
+func (r *Run) SenderFull(bed Bed, test Test, candidate string) bool {
+	return r.mark(cell{bed, test, candidate}).full
+}
+
 // A mark says what a reader of a cell has to know besides its numbers.
 type mark struct {
 	full  bool // the sender's processor was full in some run

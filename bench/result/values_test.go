@@ -73,8 +73,8 @@ func TestRatio(t *testing.T) {
 
 func TestNumber(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.0123: "0.012", 1.234: "1.23", 9.999: "10.0", 12.34: "12.3", 99.96: "100", 1234: "1234", -0.5: "-0.500", math.Pi: "3.14"} {
-		if got := number(v); got != want {
-			t.Errorf("number(%v) = %q, want %q", v, got, want)
+		if got := Number(v); got != want {
+			t.Errorf("Number(%v) = %q, want %q", v, got, want)
 		}
 	}
 }
@@ -167,6 +167,14 @@ func TestNotes(t *testing.T) {
 	} {
 		if got := joinPhrases(test.texts); got != test.want {
 			t.Errorf("joinPhrases(%q) = %q, want %q", test.texts, got, test.want)
+		}
+	}
+}
+
+func TestThousands(t *testing.T) {
+	for in, want := range map[string]string{"1": "1", "999": "999", "1000": "1,000", "1234567.8": "1,234,567.8", "-123": "-123", "-1234": "-1,234", "+123.4567": "+123.4567"} {
+		if got := Thousands(in); got != want {
+			t.Errorf("Thousands(%q) = %q, want %q", in, got, want)
 		}
 	}
 }

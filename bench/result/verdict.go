@@ -17,14 +17,16 @@ const (
 // A Verdict says whether a candidate meets a goal that the project has set itself. Goals are for the links with
 // Ethernet's usual MTU.
 type Verdict struct {
-	Kind      Kind    `json:"kind"`
-	Candidate string  `json:"candidate"`
-	Bed       Bed     `json:"bed"`
-	Test      Test    `json:"test"`
-	Goal      string  `json:"goal"` // in words: ">= 0.60 of vxlan"
-	Met       bool    `json:"met"`
-	Measured  string  `json:"measured"` // in words
-	Ratio     float64 `json:"ratio"`    // measured over required, 1 or more is met; for limits required over measured
+	Kind      Kind   `json:"kind"`      // whether it may be missed
+	Candidate string `json:"candidate"` // who is judged, by the specification that the run was given
+	Bed       Bed    `json:"bed"`       // where it was measured
+	Test      Test   `json:"test"`      // what was measured
+	Goal      string `json:"goal"`      // in words: ">= 0.60 of vxlan"
+	Met       bool   `json:"met"`       // the median reaches the goal, however far the runs spread
+	// Measured is the median in words: "1.31 of vxlan (130 of 99.0^ kpps)", or "42.1 us". After a value, ^ says that the
+	// sender's processor was full in some run, so that the path's own limit may be higher.
+	Measured string  `json:"measured"`
+	Ratio    float64 `json:"ratio"` // measured over required, 1 or more is met; for limits required over measured
 }
 
 // Word is the verdict in a word: "met" or "MISSED" for a floor, "reached" or "not yet" for an aim.
@@ -99,14 +101,22 @@ func (r *Run) atLeast(to []Verdict, kind Kind, c cell, least float64) []Verdict 
 	if ratio.N == 0 || least <= 0 {
 		return to
 	}
-	ours, vxlan := r.Summary(c.bed, c.test, c.candidate), r.Summary(c.bed, c.test, VXLAN)
 	return append(to, Verdict{
 		Kind: kind, Candidate: c.candidate, Bed: c.bed, Test: c.test,
 		Goal:     fmt.Sprintf(">= %.2f of %s", least, VXLAN),
 		Met:      ratio.Of >= least,
-		Measured: fmt.Sprintf("%.2f (%s of %s %s)", ratio.Of, number(ours.Median), number(vxlan.Median), c.test.Unit()),
+		Measured: fmt.Sprintf("%.2f of %s (%s of %s %s)", ratio.Of, VXLAN, r.median(c), r.median(cell{c.bed, c.test, VXLAN}), c.test.Unit()),
 		Ratio:    ratio.Of / least,
 	})
+}
+
+// median writes what a cell has, with a mark where the sender was the limit.
+func (r *Run) median(c cell) string {
+	text := Number(r.Summary(c.bed, c.test, c.candidate).Median)
+	if r.SenderFull(c.bed, c.test, c.candidate) {
+		text += "^"
+	}
+	return text
 }
 
 func (r *Run) atMost(to []Verdict, kind Kind, c cell, limit float64) []Verdict {
@@ -116,9 +126,9 @@ func (r *Run) atMost(to []Verdict, kind Kind, c cell, limit float64) []Verdict {
 	}
 	v := Verdict{
 		Kind: kind, Candidate: c.candidate, Bed: c.bed, Test: c.test,
-		Goal:     fmt.Sprintf("<= %s %s", number(limit), c.test.Unit()),
+		Goal:     fmt.Sprintf("<= %s %s", Number(limit), c.test.Unit()),
 		Met:      s.Median <= limit,
-		Measured: number(s.Median) + " " + c.test.Unit(),
+		Measured: Number(s.Median) + " " + c.test.Unit(),
 		Ratio:    math.MaxFloat64,
 	}
 	if s.Median > 0 {

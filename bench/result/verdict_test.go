@@ -70,7 +70,22 @@ func TestVerdicts(t *testing.T) {
 	if got := r.allVerdicts(); len(got) != 0 {
 		t.Errorf("verdicts on other MTUs or of other candidates: %v", got)
 	}
-	if got := r.Verdicts("udp:gso=off"); len(got) != 2 || got[0].String() != "floor met: udp:gso=off M1 TCP, 1 stream >= 0.60 of vxlan: 1.00 (1.00 of 1.00 Gbit/s)" {
+	if got := r.Verdicts("udp:gso=off"); len(got) != 2 || got[0].String() != "floor met: udp:gso=off M1 TCP, 1 stream >= 0.60 of vxlan: 1.00 of vxlan (1.00 of 1.00 Gbit/s)" {
 		t.Errorf("verdicts that were asked for: %v", got)
+	}
+}
+
+// TestSenderFull: a value that the sender's processor limited is marked as such, in the verdict too.
+func TestSenderFull(t *testing.T) {
+	r := &Run{Modes: []string{"M1"}, Candidates: []string{VXLAN, UDP}, Samples: []Sample{
+		{Mode: "M1", Test: UDP64, Candidate: UDP, Run: 1, Value: 130},
+		{Mode: "M1", Test: UDP64, Candidate: VXLAN, Run: 1, Value: 99, SenderFull: true},
+	}}
+	if got := r.Verdicts(UDP); len(got) != 2 || got[0].Measured != "1.31 of vxlan (130 of 99.0^ kpps)" {
+		t.Errorf("verdicts: %v", got)
+	}
+	bed := Bed{"M1", 1500}
+	if r.SenderFull(bed, UDP64, UDP) || !r.SenderFull(bed, UDP64, VXLAN) || r.SenderFull(bed, RTT, VXLAN) {
+		t.Error("SenderFull is not that of the samples")
 	}
 }
