@@ -92,7 +92,7 @@ func measureBed(ctx context.Context, o options, steps []step, p *progress, r *re
 			err = errors.Join(err, c.Down())
 		}
 	}()
-	if err := b.upAll(ctx, lab, steps[0].bed, r); err != nil {
+	if err := b.upAll(ctx, steps[0].bed, r); err != nil {
 		return err
 	}
 	for _, s := range steps {
@@ -115,13 +115,13 @@ func measureBed(ctx context.Context, o options, steps []step, p *progress, r *re
 const givenUp = 3
 
 // upAll sets all candidates up that this machine can run, and notes the others.
-func (b *bench) upAll(ctx context.Context, lab *netlab.Lab, bed result.Bed, r *result.Run) error {
+func (b *bench) upAll(ctx context.Context, bed result.Bed, r *result.Run) error {
 	candidates, err := candidate.New(b.options.Candidates)
 	if err != nil {
 		return err
 	}
 	for i, c := range candidates {
-		err := b.up(ctx, c, candidate.Bed{Lab: lab, Hosts: b.hosts, Index: i})
+		err := b.up(ctx, c, candidate.Bed{Hosts: b.hosts, Index: i})
 		if err == nil {
 			b.candidates[c.Name()] = c
 			note(r, fmt.Sprintf("%s: MTU %d on a link of %d", c.Name(), c.MTU(), bed.MTU))

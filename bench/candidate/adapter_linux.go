@@ -51,7 +51,7 @@ func (p *adapter) Addrs() (a, b netip.Addr) { return p.a, p.b }
 
 func (p *adapter) MTU() int { return p.mtu }
 
-func (p *adapter) Up(ctx context.Context, bed Bed) (err error) {
+func (p *adapter) Up(ctx context.Context, bed Bed) error {
 	place, err := newPlace(bed)
 	if err != nil {
 		return err
@@ -62,11 +62,6 @@ func (p *adapter) Up(ctx context.Context, bed Bed) (err error) {
 	if p.dir, err = os.MkdirTemp("", "bench-adapter"); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.Down())
-		}
-	}()
 	for i, side := range place.sides {
 		p.hosts = append(p.hosts, adapterHost{side: side, env: append(environWithout("BENCH_"),
 			"BENCH_SIDE="+string(rune('a'+i)),
@@ -136,11 +131,11 @@ func (p *adapter) call(ctx context.Context, host *adapterHost, verb string) (sai
 	select {
 	case err = <-ended:
 	case <-timer.C:
-		killGroup(child.Pid())
+		killGroup(child)
 		<-ended
 		err = fmt.Errorf("killed after %v", p.limit)
 	case <-ctx.Done():
-		killGroup(child.Pid())
+		killGroup(child)
 		<-ended
 		err = fmt.Errorf("killed: %w", context.Cause(ctx))
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,6 +29,76 @@ func TestAdapterExample(t *testing.T) {
 	ping(t, bed, c)
 	if pids := c.PIDs(); len(pids) != 0 {
 		t.Errorf("processes: %v", pids)
+	}
+}
+
+// TestAdapterReadme: the script that the README shows works as it stands there, for a program that makes its own device.
+func TestAdapterReadme(t *testing.T) {
+	if _, err := exec.LookPath("ip"); err != nil && os.Getenv("FLANNELKIT_NEED_IP") == "" {
+		t.Skip(err)
+	}
+	readme, err := os.ReadFile("../adapters/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(readme), "```sh\n#!/bin/sh\n")
+	text, _, found := strings.Cut(text, "```")
+	if !found {
+		t.Fatal("the README has no script")
+	}
+	tunneld := script(t, `ip link add "$2" type vxlan id 7 local "${4%:*}" remote "${6%:*}" dstport "${4#*:}"
+sleep 1000 &
+trap "kill $!; ip link delete $2; exit" TERM
+wait
+`)
+	bed := newBed(t)
+	before := state(t, bed)
+	c := one(t, "adapter:"+script(t, text))
+	if err := c.Up(t.Context(), bed); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("without tunneld: %v", err)
+	}
+	down(t, c)
+	dir := t.TempDir()
+	if err := os.Symlink(tunneld, filepath.Join(dir, "tunneld")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	c = one(t, "adapter:"+script(t, text))
+	mustUp(t, bed, c, "IP")
+	ping(t, bed, c)
+	if len(c.PIDs()) != 2 || c.MTU() != 1472 {
+		t.Errorf("processes %v, MTU %d", c.PIDs(), c.MTU())
+	}
+	down(t, c)
+	if after := state(t, bed); !slices.Equal(after, before) {
+		t.Errorf("the hosts have\n%s\nand had\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	}
+}
+
+// TestAdapterExampleUnavailable: the example tells a kernel that lacks the device from one that refuses it.
+func TestAdapterExampleUnavailable(t *testing.T) {
+	bed := newBed(t)
+	for says, unavailable := range map[string]bool{
+		"Error: Unknown device type.":                    true,
+		"RTNETLINK answers: Operation not supported":     true,
+		"RTNETLINK answers: File exists":                 false,
+		"Error: argument \"x\" is wrong: unknown option": false,
+	} {
+		dir := t.TempDir()
+		fake := "#!/bin/sh\nif [ \"$2\" = add ]; then echo '" + says + "' >&2; exit 2; fi\nexit 1\n"
+		if err := os.WriteFile(filepath.Join(dir, "ip"), []byte(fake), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+		c := one(t, example(t))
+		err := c.Up(t.Context(), bed)
+		if err == nil || errors.Is(err, ErrUnavailable) != unavailable || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", says, err)
+		}
+		if unavailable && err != nil && strings.Contains(err.Error(), "\n") {
+			t.Errorf("more than a line: %q", err)
+		}
+		down(t, c)
 	}
 }
 
@@ -61,6 +132,7 @@ func TestAdapterFails(t *testing.T) {
 		want                    []string
 		calls                   string
 		unavailable             bool
+		badDown                 string // what Down says
 	}{
 		{name: "up", up: "echo out; echo the reason >&2; exit 3", address: native4, down: ":",
 			want: []string{"up on", "the reason", "exit status 3"}, calls: "up a, down a"},
@@ -69,7 +141,7 @@ func TestAdapterFails(t *testing.T) {
 		{name: "unavailable", up: "echo no module >&2; exit 69", address: native4, down: ":",
 			want: []string{"no module"}, calls: "up a, down a", unavailable: true},
 		{name: "down too", up: "exit 1", address: native4, down: "echo second >&2; exit 2",
-			want: []string{"up on", "down on", "second"}, calls: "up a, down a"},
+			want: []string{"up on"}, calls: "up a, down a", badDown: "second"},
 		{name: "no address", up: ":", address: ":", down: ":",
 			want: []string{"no address"}, calls: "up a, up b, address a, down b, down a"},
 		{name: "no MTU", up: ":", address: "echo 10.0.0.1", down: ":",
@@ -95,6 +167,10 @@ func TestAdapterFails(t *testing.T) {
 		}
 		if errors.Is(err, ErrUnavailable) != c.unavailable {
 			t.Errorf("%s: unavailable: %v", c.name, !c.unavailable)
+		}
+		err = a.Down()
+		if (err != nil) != (c.badDown != "") || err != nil && !strings.Contains(err.Error(), c.badDown) {
+			t.Errorf("%s: down: %v", c.name, err)
 		}
 		if got := calls(); got != c.calls {
 			t.Errorf("%s: calls %q, want %q", c.name, got, c.calls)
@@ -129,6 +205,7 @@ func TestAdapterHangs(t *testing.T) {
 	if err != nil || !errors.Is(up, context.Canceled) || !strings.Contains(up.Error(), "godot") {
 		t.Errorf("%v; up: %v", err, up)
 	}
+	down(t, a)
 	if got := calls(); got != "up a, down a" {
 		t.Errorf("calls %q", got)
 	}
@@ -145,6 +222,7 @@ func TestAdapterHangs(t *testing.T) {
 	if err := slow.Up(t.Context(), bed); err == nil || !strings.Contains(err.Error(), "killed after 200ms") {
 		t.Errorf("its time is up: %v", err)
 	}
+	down(t, slow)
 }
 
 // TestAdapterProcesses: they are the tunnel's while it is up, and those that down forgets are killed.

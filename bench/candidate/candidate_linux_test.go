@@ -36,7 +36,7 @@ func newBed(t *testing.T) Bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Bed{Lab: lab, Hosts: hosts}
+	return Bed{Hosts: hosts}
 }
 
 // up sets candidates up, and takes them down again at the end unless the test has. Those that can't run here are left out.
@@ -183,7 +183,7 @@ func TestPortOfFirst(t *testing.T) {
 	bed := newBed(t)
 	up(t, bed, "native", "udp:gso=off", "udp")
 	var ports []int
-	for _, port := range []int{8285, 9285 + 3} {
+	for _, port := range []int{8285, 9000 + 3} {
 		err := bed.Hosts.HostA.Do(func() error {
 			c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: bed.Hosts.HostA.Addr4.Addr().AsSlice(), Port: port})
 			if err == nil {

@@ -103,7 +103,7 @@ func (g *program) stop() error {
 		return nil
 	case <-time.After(g.grace):
 	}
-	killGroup(g.pid())
+	killGroup(g.p)
 	<-g.ended
 	return fmt.Errorf("end %s: it had to be killed after %v%s", g.name, g.grace, g.log.quoted())
 }
@@ -123,8 +123,14 @@ func attach(s side, device string, mtu int, network netip.Prefix) error {
 	return s.Up(device)
 }
 
-// killGroup kills a process that NS.Start started, and its children. The caller has not waited for it yet.
-func killGroup(pid int) { _ = syscall.Kill(-pid, syscall.SIGKILL) } // what fails is that there is none
+// killGroup kills a process that NS.Start started, and its process group. Another goroutine waits for it all the while, and
+// once that has found its end, its number may be another group's: then nothing is done. A process that ends between the two
+// calls is no danger, since numbers come round only after all the others.
+func killGroup(p *netlab.Process) {
+	if p.Signal(syscall.Signal(0)) == nil {
+		_ = syscall.Kill(-p.Pid(), syscall.SIGKILL) // what fails is that there is none
+	}
+}
 
 // orExit is err, or what to say of a program that ended without one.
 func orExit(err error) error {
@@ -233,6 +239,9 @@ func (l *lastLines) String() string {
 	return strings.TrimSpace(string(l.text[max(0, len(l.text)-lastBytes):]))
 }
 
+// quoteMark begins each line of a quote.
+const quoteMark = "\t| "
+
 // quoted is the text as the continuation of an error, empty if there is none.
 func (l *lastLines) quoted() string {
 	text := l.String()
@@ -242,15 +251,39 @@ func (l *lastLines) quoted() string {
 	var b strings.Builder
 	b.WriteString("; it said:")
 	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
-		b.WriteString("\n\t| ")
+		b.WriteString("\n" + quoteMark)
 		b.WriteString(lines.Text())
 	}
 	return b.String()
 }
 
-// unavailable makes an error of a reason why a candidate can't run here.
+// unavailable makes an error of a reason why a candidate can't run here. Its text is one line, for a table's cell: of what a
+// program printed it has the last line only.
 func unavailable(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", ErrUnavailable, fmt.Errorf(format, args...))
+	return unavailableError{fmt.Errorf(format, args...)}
+}
+
+type unavailableError struct{ why error }
+
+func (e unavailableError) Error() string {
+	return ErrUnavailable.Error() + ": " + oneLine(e.why.Error())
+}
+
+func (e unavailableError) Unwrap() []error { return []error{ErrUnavailable, e.why} }
+
+// oneLine is a text with quotes of programs (see quoted) that are cut to their last lines.
+func oneLine(text string) string {
+	var kept []string
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if i+1 < len(lines) && strings.HasPrefix(line, quoteMark) && strings.HasPrefix(lines[i+1], quoteMark) {
+			continue
+		}
+		if line = strings.TrimSpace(strings.TrimPrefix(line, quoteMark)); line != "" {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, " ")
 }
 
 // environWithout is this process's environment less the variables that begin with a prefix: programs take their flags from

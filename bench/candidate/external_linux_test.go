@@ -90,10 +90,10 @@ func TestForeignCancelled(t *testing.T) {
 		if err := c.Up(ctx, bed); err == nil {
 			t.Errorf("%s is up in spite of it", c.Name())
 		}
+		down(t, c)
 		if pids := c.PIDs(); len(pids) != 0 {
 			t.Errorf("%s: processes %v after its Up failed", c.Name(), pids)
 		}
-		down(t, c)
 	}
 	if after := state(t, bed); !slices.Equal(after, before) {
 		t.Errorf("the hosts have\n%s\nand had\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
@@ -135,6 +135,19 @@ func TestLastLines(t *testing.T) {
 	got := l.String()
 	if !strings.HasSuffix(got, "line 99999") || len(got) > lastBytes || len(got) < lastBytes/2 || cap(l.text) > 20*lastBytes {
 		t.Errorf("%d bytes of %d: ...%q", len(got), cap(l.text), got[max(0, len(got)-30):])
+	}
+}
+
+// TestUnavailableIsOneLine: it is a cell of a table, with the last of what each program said.
+func TestUnavailableIsOneLine(t *testing.T) {
+	var l lastLines
+	_, _ = l.Write([]byte("first\n\nmiddle\n\tlast\n"))
+	err := unavailable("outer: %w", fmt.Errorf("exit%s (too old)", l.quoted()))
+	if want := ErrUnavailable.Error() + ": outer: exit; it said: last (too old)"; err.Error() != want || !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%q, want %q", err, want)
+	}
+	if err := unavailable("%w", os.ErrNotExist); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v does not wrap its reason", err)
 	}
 }
 

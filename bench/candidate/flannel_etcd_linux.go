@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -102,7 +103,7 @@ func (s *etcdServer) send(ctx context.Context, method, path, contentType, body s
 		last = s.try(ctx, method, path, contentType, body)
 		return last == nil, nil
 	})
-	if err != nil && last != nil {
+	if err != nil && last != nil && !errors.Is(err, ErrUnavailable) {
 		err = fmt.Errorf("%w (%w)%s", err, last, s.program.log.quoted())
 	}
 	return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -38,6 +39,9 @@ type flannel struct {
 // flannelPrefix is the directory of flannel's keys, its default.
 const flannelPrefix = "/coreos.com/network"
 
+// subnetFileLooks is how often a subnet file is read that makes no sense, lookTime apart: it may be half written at first.
+const subnetFileLooks = 10
+
 // flannelQuiet are the flags that keep flanneld from what has nothing to do with packets, where the version has them.
 var flannelQuiet = []string{"ip-masq=false", "iptables-forward-rules=false", "set-node-network-unavailable=false"}
 
@@ -48,7 +52,7 @@ func (f *flannel) Addrs() (a, b netip.Addr) { return f.a, f.b }
 
 func (f *flannel) MTU() int { return f.mtu }
 
-func (f *flannel) Up(ctx context.Context, bed Bed) (err error) {
+func (f *flannel) Up(ctx context.Context, bed Bed) error {
 	place, err := newPlace(bed)
 	if err != nil {
 		return err
@@ -60,11 +64,6 @@ func (f *flannel) Up(ctx context.Context, bed Bed) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Down())
-		}
-	}()
 	if f.dir, err = os.MkdirTemp("", "bench-flannel"); err != nil {
 		return err
 	}
@@ -96,16 +95,24 @@ func (f *flannel) Up(ctx context.Context, bed Bed) (err error) {
 func (f *flannel) join(ctx context.Context, bed Bed, place place, server *etcdServer) error {
 	var own [2]netip.Addr
 	for i, side := range place.sides {
+		var absent bool
+		looks := 0 // at a file that is there
 		err := await(ctx, f.hosts[i].name+"'s subnet", func(context.Context) (ok bool, err error) {
-			if own[i], f.mtu, err = readSubnetFile(f.subnetFile(i)); err == nil {
-				return true, nil
+			own[i], f.mtu, err = readSubnetFile(f.subnetFile(i))
+			if absent = errors.Is(err, fs.ErrNotExist); absent {
+				return false, f.alive()
 			}
-			return false, f.alive()
+			if looks++; err != nil && looks < subnetFileLooks {
+				return false, nil
+			}
+			return err == nil, err
 		})
-		if err != nil {
-			if server.only3 != "" {
-				return unavailable("%w%s (%s: only flannel since 0.18 can use it)", err, f.hosts[i].log.quoted(), server.only3)
-			}
+		switch {
+		case errors.Is(err, ErrUnavailable):
+			return err
+		case err != nil && absent && ctx.Err() == nil && server.only3 != "":
+			return unavailable("%w%s (%s: only flannel since 0.18 can use it)", err, f.hosts[i].log.quoted(), server.only3)
+		case err != nil:
 			return fmt.Errorf("%w%s", err, f.hosts[i].log.quoted())
 		}
 		// As a container's would be: not the device's own address.
@@ -166,8 +173,8 @@ func flannelFlags(ctx context.Context, path string) ([]string, error) {
 	return flags, nil
 }
 
-// readSubnetFile reads what flanneld tells the world: this host's first address and the MTU. The file appears complete or
-// not at all.
+// readSubnetFile reads what flanneld tells the world: this host's first address and the MTU. While there is no file the
+// error wraps fs.ErrNotExist.
 func readSubnetFile(path string) (own netip.Addr, mtu int, err error) {
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -69,10 +69,10 @@ func TestFlannelUnavailable(t *testing.T) {
 		if err := f.Up(t.Context(), bed); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q in it", c.name, err, c.want)
 		}
+		down(t, f)
 		if len(f.PIDs()) != 0 {
 			t.Errorf("%s: processes are left", c.name)
 		}
-		down(t, f)
 	}
 	t.Run("no etcd", func(t *testing.T) {
 		path := script(t, help)
@@ -115,6 +115,7 @@ exec sleep 1000
 	if up := <-ended; err != nil || !errors.Is(up, context.Canceled) {
 		t.Errorf("%v; up: %v", err, up)
 	}
+	down(t, f)
 	text, err := os.ReadFile(ready)
 	if err != nil || !strings.Contains(string(text), "-ip-masq=false") || strings.Contains(string(text), "-iptables") {
 		t.Errorf("the flags are %s (%v)", text, err)
@@ -122,6 +123,26 @@ exec sleep 1000
 	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) != 0 {
 		t.Errorf("left: %v %v", left, err)
 	}
+}
+
+// TestFlannelBadSubnetFile: a file that makes no sense is told as that, not waited for.
+func TestFlannelBadSubnetFile(t *testing.T) {
+	if _, err := exec.LookPath("etcd"); err != nil {
+		t.Skip(err)
+	}
+	bed := newBed(t)
+	f := one(t, "flannel:"+script(t, `if [ "$1" = -h ]; then echo "  -etcd-endpoints string
+  -etcd-prefix string
+  -iface value
+  -subnet-file string" >&2; exit; fi
+for a; do case $a in -subnet-file=*) echo FLANNEL_SUBNET=nonsense >"${a#*=}" ;; esac; done
+exec sleep 1000
+`))
+	err := f.Up(t.Context(), bed)
+	if err == nil || errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "FLANNEL_SUBNET") {
+		t.Errorf("up: %v", err)
+	}
+	down(t, f)
 }
 
 // TestEtcd: the configuration is there for both generations of flannel.

@@ -10,8 +10,6 @@ import (
 
 // A Bed is what candidates are set up on: two hosts on one link.
 type Bed struct {
-	// Lab holds the hosts and ends what runs in them.
-	Lab *netlab.Lab
 	// Hosts are the two. Their overlay network 10.244.0.0/16 is nobody's: candidates have subnets by Index.
 	Hosts *netlab.TwoHosts
 	// Index is the candidate's place in the run. It picks what must not be shared: overlay subnets, ports, device names.
@@ -41,7 +39,7 @@ type Candidate interface {
 	PIDs() []int
 	// Stats returns counters worth keeping in the raw results, or nil.
 	Stats(ctx context.Context) (json.RawMessage, error)
-	// Down ends its processes and takes back what Up and Peers did. Call it before the bed's Lab is closed. It may be
+	// Down ends its processes and takes back what Up and Peers did. Call it before the bed's lab is closed. It may be
 	// called twice, and without Up.
 	Down() error
 }

@@ -54,13 +54,13 @@ func newPlace(bed Bed) (place, error) {
 	return p, nil
 }
 
-// port is the UDP port of a tunnel: the usual one for the first candidate of a kind, others near it. The usual ones (8285,
-// 8472, 51820) are further apart than there are candidates, save for the first two, and those still differ, since n does.
+// port is the UDP port of a tunnel: the usual one (8285, 8472) for the first candidate of a kind, and for others one from 9001
+// to 9200, which is no kind's usual one, and not another candidate's, since n isn't.
 func (p place) port(usual int, s spec) uint16 {
 	if s.nth == 0 {
 		return uint16(usual)
 	}
-	return uint16(usual + 1000 + p.n)
+	return uint16(9000 + p.n)
 }
 
 // device is the name of a device of the candidate's.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -15,6 +16,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 	wgtun "golang.zx2c4.com/wireguard/tun"
 
+	"github.com/flannelkit/flannelkit/encap"
 	"github.com/flannelkit/flannelkit/internal/netlab"
 	"github.com/flannelkit/flannelkit/internal/traffic"
 )
@@ -25,16 +27,13 @@ import (
 //
 // It is flattered: it looks at no packet. No peer is looked up, no source address is checked, no time to live is counted
 // down, and no ICMP error is written: every packet goes to the one other host. The wire format is the bare IP packet in UDP
-// over IPv4, so that the MTU is the link's less 28 bytes, as with the udp backend.
+// over IPv4, so that the MTU is the link's less encap.Overhead, as with the udp backend.
 type plain struct {
 	named
 	procs
 	a, b netip.Addr
 	mtu  int
 }
-
-// plainOverhead is an IPv4 and a UDP header: 20+8.
-const plainOverhead = 28
 
 // rolePlain is the name of the child process that copies one host's packets.
 const rolePlain = "bench-wireguard-go-plain"
@@ -47,40 +46,34 @@ type plainConfig struct {
 	Remote netip.AddrPort
 }
 
-// plainStats counts since the start. A super-packet from or for the device counts as the packets that it is made of.
+// plainStats counts since the start. It travels as JSON, and stands in the raw results so. A super-packet from or for the
+// device counts as the packets that it is made of.
 type plainStats struct {
-	Reads          atomic.Uint64 // from the device; one is one batch
-	ReadPackets    atomic.Uint64
-	ReadErrors     atomic.Uint64
-	SendErrors     atomic.Uint64 // each may be a whole batch
-	Receives       atomic.Uint64 // from the socket; one is one batch
-	ReceivePackets atomic.Uint64
-	WriteErrors    atomic.Uint64 // each may be several packets
+	Reads          count `json:"reads"` // from the device; one is one batch
+	ReadPackets    count `json:"read_packets"`
+	ReadErrors     count `json:"read_errors"`
+	SendErrors     count `json:"send_errors"` // each may be a whole batch
+	Receives       count `json:"receives"`    // from the socket; one is one batch
+	ReceivePackets count `json:"receive_packets"`
+	WriteErrors    count `json:"write_errors"` // each may be several packets
 }
 
-// plainCounts is plainStats as it travels, and as it stands in the raw results.
-type plainCounts struct {
-	Reads          uint64 `json:"reads"`
-	ReadPackets    uint64 `json:"read_packets"`
-	ReadErrors     uint64 `json:"read_errors"`
-	SendErrors     uint64 `json:"send_errors"`
-	Receives       uint64 `json:"receives"`
-	ReceivePackets uint64 `json:"receive_packets"`
-	WriteErrors    uint64 `json:"write_errors"`
-}
+// count is a counter that is a number in JSON.
+type count struct{ atomic.Uint64 }
 
-func (s *plainStats) counts() plainCounts {
-	return plainCounts{
-		Reads: s.Reads.Load(), ReadPackets: s.ReadPackets.Load(), ReadErrors: s.ReadErrors.Load(), SendErrors: s.SendErrors.Load(),
-		Receives: s.Receives.Load(), ReceivePackets: s.ReceivePackets.Load(), WriteErrors: s.WriteErrors.Load(),
-	}
+func (c *count) MarshalJSON() ([]byte, error) { return strconv.AppendUint(nil, c.Load(), 10), nil }
+
+func (c *count) UnmarshalJSON(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 64)
+	c.Store(n)
+	return err
 }
 
 func (p *plain) Addrs() (a, b netip.Addr) { return p.a, p.b }
 
 func (p *plain) MTU() int { return p.mtu }
 
-func (p *plain) Up(ctx context.Context, bed Bed) (err error) {
+func (p *plain) Up(ctx context.Context, bed Bed) error {
 	place, err := newPlace(bed)
 	if err != nil {
 		return err
@@ -88,12 +81,7 @@ func (p *plain) Up(ctx context.Context, bed Bed) (err error) {
 	if err := netlab.Check(netlab.NeedTUN); err != nil {
 		return unavailable("no TUN devices: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.Down())
-		}
-	}()
-	p.mtu = bed.Hosts.MTU - plainOverhead
+	p.mtu = bed.Hosts.MTU - encap.Overhead(place.sides[0].Addr4.Addr())
 	p.a, p.b = place.sides[0].first, place.sides[1].first
 	name, port := place.device("wgplain"), externalPort(place)
 	for _, side := range place.sides {
@@ -116,13 +104,13 @@ func (p *plain) Up(ctx context.Context, bed Bed) (err error) {
 
 // Stats returns the counters of both hosts since Up.
 func (p *plain) Stats(ctx context.Context) (json.RawMessage, error) {
-	var both []plainCounts
+	var both []*plainStats
 	for _, child := range p.procs {
 		if err := child.Send("stats", nil); err != nil {
 			return nil, err
 		}
-		var one plainCounts
-		if err := child.Next(ctx, "stats", &one); err != nil {
+		one := new(plainStats)
+		if err := child.Next(ctx, "stats", one); err != nil {
 			return nil, err
 		}
 		both = append(both, one)
@@ -147,7 +135,7 @@ func runPlain(ctx context.Context, link *traffic.Link) error {
 	err = link.Send("ready", nil)
 	for err == nil {
 		if err = link.Next(ctx, "stats", nil); err == nil {
-			err = link.Send("stats", copies.stats.counts())
+			err = link.Send("stats", &copies.stats)
 		}
 	}
 	if cause := context.Cause(ctx); cause != nil {

@@ -36,10 +36,10 @@ func TestPlainOffloads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sent := float64(after[0].ReadPackets - before[0].ReadPackets)
-	received := float64(after[1].ReceivePackets - before[1].ReceivePackets)
-	perRead := sent / float64(after[0].Reads-before[0].Reads)
-	perReceive := received / float64(after[1].Receives-before[1].Receives)
+	sent := float64(after[0].ReadPackets.Load() - before[0].ReadPackets.Load())
+	received := float64(after[1].ReceivePackets.Load() - before[1].ReceivePackets.Load())
+	perRead := sent / float64(after[0].Reads.Load()-before[0].Reads.Load())
+	perReceive := received / float64(after[1].Receives.Load()-before[1].Receives.Load())
 	perWrite := received / float64(linkAfter.RxPackets-linkBefore.RxPackets)
 	t.Logf("%.2f Gbit/s; %.1f packets a read, %.1f a receive, %.1f a write", result.BitsPerSecond/1e9, perRead, perReceive, perWrite)
 	if sent < 1000 || received < 0.9*sent {
@@ -49,13 +49,13 @@ func TestPlainOffloads(t *testing.T) {
 		t.Error("no offload")
 	}
 	for i, counts := range after {
-		if counts.ReadErrors+counts.WriteErrors+counts.SendErrors != 0 {
+		if counts.ReadErrors.Load()+counts.WriteErrors.Load()+counts.SendErrors.Load() != 0 {
 			t.Errorf("host %d: %+v", i, counts)
 		}
 	}
 }
 
-func plainCountsOf(t *testing.T, c Candidate) (both [2]plainCounts) {
+func plainCountsOf(t *testing.T, c Candidate) (both [2]*plainStats) {
 	t.Helper()
 	raw, err := c.Stats(t.Context())
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -25,28 +26,22 @@ type wireguardGoBuild struct {
 	path     string
 	version  string // of the module
 	compiler string // go1.26.0
+	scratch  string // a directory with only the program in it, the caller's to remove; empty: it is kept
 }
 
 // buildWireguardGo returns wireguard-go of the version that this benchmark's module has, which is also the one that the
 // project's own wireguard backend and the candidate plain use. It is built as everybody builds it, by `go install`, with its
-// own dependencies rather than ours, and kept in the user's cache directory.
+// own dependencies rather than ours, and kept in the user's cache directory, or one of our own under that for temporary files.
 func buildWireguardGo(ctx context.Context) (wireguardGoBuild, error) {
 	version, err := wireguardGoVersion(ctx)
 	if err != nil {
 		return wireguardGoBuild{}, unavailable("no version of wireguard-go to build: %w", err)
 	}
-	cache, err := os.UserCacheDir()
-	if err == nil {
-		cache = filepath.Join(cache, "flannelkit")
-		err = os.MkdirAll(cache, 0o755)
+	cache, scratch, err := wireguardGoCache()
+	if err != nil {
+		return wireguardGoBuild{}, unavailable("no place for wireguard-go: %w", err)
 	}
-	if err != nil { // no HOME, or not ours to write to
-		cache = filepath.Join(os.TempDir(), fmt.Sprintf("flannelkit-%d", os.Getuid()))
-		if err := os.MkdirAll(cache, 0o700); err != nil {
-			return wireguardGoBuild{}, unavailable("no place for wireguard-go: %w", err)
-		}
-	}
-	b := wireguardGoBuild{path: filepath.Join(cache, "wireguard-go-"+version), version: version}
+	b := wireguardGoBuild{path: filepath.Join(cache, "wireguard-go-"+version), version: version, scratch: scratch}
 	if b.inspect() == nil && b.compiler == runtime.Version() {
 		return b, nil
 	}
@@ -57,6 +52,40 @@ func buildWireguardGo(ctx context.Context) (wireguardGoBuild, error) {
 		return b, unavailable("wireguard-go was built, but: %w", err)
 	}
 	return b, nil
+}
+
+// wireguardGoCache returns the directory to build in. If that is a scratch directory, it returns that too.
+func wireguardGoCache() (cache, scratch string, err error) {
+	if cache, err = os.UserCacheDir(); err == nil {
+		cache = filepath.Join(cache, "flannelkit")
+		if os.MkdirAll(cache, 0o755) == nil {
+			return cache, "", nil
+		}
+	}
+	// No HOME, or not ours to write to. Anybody may have made the directory of this name.
+	cache = filepath.Join(os.TempDir(), fmt.Sprintf("flannelkit-%d", os.Geteuid()))
+	if privateDir(cache) == nil {
+		return cache, "", nil
+	}
+	scratch, err = os.MkdirTemp("", "flannelkit-")
+	return scratch, scratch, err
+}
+
+// privateDir makes a directory, or makes sure that what is there is one, and that nobody but us can write to it: its program
+// is run as root.
+func privateDir(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if info.Mode() != os.ModeDir|0o700 || !ok || int(stat.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s is not a directory of ours alone: %v", path, info.Mode())
+	}
+	return nil
 }
 
 // wireguardGoVersion finds the version in this program, or by asking the go tool, if a program of that module is what the

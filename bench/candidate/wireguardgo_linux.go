@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -56,7 +57,7 @@ func (w *wireguardGo) Addrs() (a, b netip.Addr) { return w.a, w.b }
 
 func (w *wireguardGo) MTU() int { return w.mtu }
 
-func (w *wireguardGo) Up(ctx context.Context, bed Bed) (err error) {
+func (w *wireguardGo) Up(ctx context.Context, bed Bed) error {
 	place, err := newPlace(bed)
 	if err != nil {
 		return err
@@ -64,11 +65,6 @@ func (w *wireguardGo) Up(ctx context.Context, bed Bed) (err error) {
 	if err := netlab.Check(netlab.NeedTUN); err != nil {
 		return unavailable("no TUN devices: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, w.Down())
-		}
-	}()
 	if w.made, err = makeSocketDir(); err != nil {
 		return err
 	}
@@ -162,18 +158,31 @@ func (e *wireguardGoEnd) ask(ctx context.Context, operation string, lines ...str
 	if _, err := fmt.Fprintf(c, "%s=1\n%s\n\n", operation, strings.Join(lines, "\n")); err != nil {
 		return nil, fmt.Errorf("ask wireguard-go: %w", err)
 	}
-	scanner := bufio.NewScanner(c)
-	for scanner.Scan() {
-		errno, last := strings.CutPrefix(scanner.Text(), "errno=")
-		switch {
-		case last && errno == "0":
-			return answer, nil
-		case last:
-			return nil, fmt.Errorf("ask wireguard-go: it refused to %s: errno %s%s", operation, errno, e.program.log.quoted())
-		}
-		answer = append(answer, scanner.Text())
+	answer, errno, err := wireguardGoAnswer(c)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return nil, fmt.Errorf("ask wireguard-go: no answer to %s: %w", operation, context.Cause(ctx))
+	case err != nil:
+		return nil, fmt.Errorf("ask wireguard-go: no answer to %s: %w", operation, err)
+	case errno != "0":
+		return nil, fmt.Errorf("ask wireguard-go: it refused to %s: errno %s%s", operation, errno, e.program.log.quoted())
 	}
-	return nil, fmt.Errorf("ask wireguard-go: no answer to %s: %w", operation, errors.Join(scanner.Err(), context.Cause(ctx)))
+	return answer, nil
+}
+
+// wireguardGoAnswer reads an answer up to the line with the error number, which is its last, and returns that number apart.
+func wireguardGoAnswer(r io.Reader) (lines []string, errno string, err error) {
+	scanner := bufio.NewScanner(r)
+	for scanner.Scan() {
+		if errno, last := strings.CutPrefix(scanner.Text(), "errno="); last {
+			return lines, errno, nil
+		}
+		lines = append(lines, scanner.Text())
+	}
+	if err := scanner.Err(); err != nil {
+		return nil, "", err
+	}
+	return nil, "", io.ErrUnexpectedEOF
 }
 
 func (w *wireguardGo) PIDs() []int {
@@ -188,9 +197,9 @@ func (w *wireguardGo) PIDs() []int {
 
 // wireguardGoStats is what the raw results keep.
 type wireguardGoStats struct {
-	Version string            `json:"version"` // of the module
-	Go      string            `json:"go"`      // that compiled it
-	Bytes   [2]map[string]int `json:"bytes"`   // "tx_bytes" and "rx_bytes" of both hosts since Up, with wireguard's own messages
+	Version string               `json:"version"` // of the module
+	Go      string               `json:"go"`      // that compiled it
+	Bytes   [2]map[string]uint64 `json:"bytes"`   // "tx_bytes" and "rx_bytes" of both hosts since Up, with wireguard's own messages
 }
 
 // Stats returns what was built and the counters of both hosts since Up.
@@ -201,10 +210,10 @@ func (w *wireguardGo) Stats(ctx context.Context) (json.RawMessage, error) {
 		if err != nil {
 			return nil, err
 		}
-		stats.Bytes[i] = map[string]int{}
+		stats.Bytes[i] = map[string]uint64{}
 		for _, line := range answer { // the private key is among them
 			if key, value, _ := strings.Cut(line, "="); key == "tx_bytes" || key == "rx_bytes" {
-				if stats.Bytes[i][key], err = strconv.Atoi(value); err != nil {
+				if stats.Bytes[i][key], err = strconv.ParseUint(value, 10, 64); err != nil {
 					return nil, fmt.Errorf("ask wireguard-go: %s: %w", key, err)
 				}
 			}
@@ -225,6 +234,10 @@ func (w *wireguardGo) Down() error {
 		}
 	}
 	w.ends = nil
+	if w.build.scratch != "" {
+		err = errors.Join(err, os.RemoveAll(w.build.scratch))
+		w.build.scratch = ""
+	}
 	if w.made {
 		_ = os.Remove(wireguardGoSockets) // unless others have sockets there by now
 		w.made = false

@@ -3,6 +3,7 @@ package candidate
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -107,5 +108,48 @@ func TestWireguardGoCache(t *testing.T) {
 	}
 	if after, err := os.Stat(b.path); err != nil || !os.SameFile(before, after) {
 		t.Errorf("it was built twice (%v)", err)
+	}
+}
+
+// TestWireguardGoAnswer: one that breaks off is an error with a reason.
+func TestWireguardGoAnswer(t *testing.T) {
+	lines, errno, err := wireguardGoAnswer(strings.NewReader("a=1\nb=2\nerrno=0\n\n"))
+	if len(lines) != 2 || errno != "0" || err != nil {
+		t.Errorf("%q, %q, %v", lines, errno, err)
+	}
+	for _, text := range []string{"", "a=1\n"} {
+		if _, _, err := wireguardGoAnswer(strings.NewReader(text)); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// TestWireguardGoCacheIsOurs: without a home the program is in a directory that nobody else can write to.
+func TestWireguardGoCacheIsOurs(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", "")
+	t.Setenv("HOME", "")
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	for range 2 { // made, and found again
+		if cache, scratch, err := wireguardGoCache(); err != nil || filepath.Dir(cache) != temp || scratch != "" {
+			t.Fatalf("%q, %q, %v", cache, scratch, err)
+		}
+	}
+	usual, _, _ := wireguardGoCache()
+	elsewhere := t.TempDir()
+	for name, spoil := range map[string]func() error{
+		"open":    func() error { return errors.Join(os.Mkdir(usual, 0o700), os.Chmod(usual, 0o777)) },
+		"symlink": func() error { return errors.Join(os.Chmod(elsewhere, 0o700), os.Symlink(elsewhere, usual)) },
+		"file":    func() error { return os.WriteFile(usual, nil, 0o700) },
+		"other's": func() error { return errors.Join(os.Mkdir(usual, 0o700), os.Chown(usual, 1, 1)) },
+	} {
+		if err := errors.Join(os.RemoveAll(usual), spoil()); err != nil {
+			t.Logf("%s: %v", name, err) // only root can give a directory away
+			continue
+		}
+		cache, scratch, err := wireguardGoCache()
+		if err != nil || cache == usual || cache != scratch || privateDir(scratch) != nil {
+			t.Errorf("%s: %q, %q, %v", name, cache, scratch, err)
+		}
 	}
 }
