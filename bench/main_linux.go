@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -76,10 +77,21 @@ func measureCommand(args []string) error {
 
 // interrupted is what to say about a run that a signal ended: what is left, if anything is.
 func interrupted(err error) error {
-	if err == nil || err == context.Canceled || errors.Unwrap(err) == context.Canceled {
+	if err == nil || onlyCanceled(err) {
 		return errors.New("interrupted; everything that was set up is removed")
 	}
 	return fmt.Errorf("interrupted: %w", err)
+}
+
+// onlyCanceled tells whether an error, however wrapped and joined, is nothing but a cancelled context.
+func onlyCanceled(err error) bool {
+	switch e := err.(type) {
+	case interface{ Unwrap() []error }:
+		return !slices.ContainsFunc(e.Unwrap(), func(err error) bool { return !onlyCanceled(err) })
+	case interface{ Unwrap() error }:
+		return onlyCanceled(e.Unwrap())
+	}
+	return err == context.Canceled
 }
 
 // tryFiles makes sure, before hours are spent, that the results can be written.
@@ -88,12 +100,18 @@ func (o options) tryFiles() error {
 		if name == "" {
 			continue
 		}
+		_, missing := os.Lstat(name)
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o644)
 		if err != nil {
 			return err
 		}
 		if err := f.Close(); err != nil {
 			return err
+		}
+		if missing != nil { // an empty file would be none of ours to leave, should the run end before it has a result
+			if err := os.Remove(name); err != nil {
+				return err
+			}
 		}
 	}
 	if o.charts != "" {

@@ -7,7 +7,8 @@
 //     file (below bench), link (M1, or M1/9000 with another MTU), test, and a candidate or two to divide. `min`, `max`, `runs`,
 //     `*100` and `.2` may follow: the lowest or highest of the runs, how many runs count, times 100, two decimals.
 //   - The file may not be of a quick run, nor of a commit that ends in -dirty, and the number has to rest on five runs, of which two
-//     at most were discarded; idle and memory, which are measured once, on one.
+//     at most were discarded; idle and memory, which are measured once, on one. In a made table a cell
+//     with less says how many runs count, and no number.
 //   - What only a log kept by hand knows names the log and the beginning of one row: `<!--n results/steps.md#SIMD checksum-->19.5<!--/n-->`.
 //   - `<!--table results/F.json M1,M2 tcp1,rtt native,udp,udp/vxlan-->` and `<!--/table-->`, each on a line of its own, hold a table that is made.
 //   - A number with a unit of performance, or a bare one in a table about it, that stands elsewhere is an error, except in code,

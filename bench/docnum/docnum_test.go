@@ -78,7 +78,7 @@ func TestCheck(t *testing.T) {
 		{"too few runs", "x <!--n results/r.json M1 rtt udp-->30<!--/n-->", "rests on 1 valid runs"},
 		{"measured once", "x <!--n results/r.json M1 memory udp-->12<!--/n--> MiB", ""},
 		{"number of runs", "x <!--n results/r.json M1 tcp1 udp runs-->5<!--/n-->", ""},
-		{"table of too few runs", "a\n\n<!--table results/r.json M1 tcp1,rtt udp-->\n<!--/table-->\n", "rests on 1 valid runs"},
+		{"table of too few runs", "a\n\n<!--table results/r.json M1 tcp1,rtt udp-->\n<!--/table-->\n", "the table differs"},
 		{"log", "x <!--n results/log.md#SIMD sum-->19.5<!--/n--> ns", ""},
 		{"changed against the log", "x <!--n results/log.md#SIMD sum-->9.5<!--/n--> ns", "has no 9.5"},
 		{"two rows", "x <!--n results/log.md#batch-->15<!--/n--> %", "2 rows"},

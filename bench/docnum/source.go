@@ -240,10 +240,11 @@ func (s *sources) table(args []string) (string, error) {
 			for _, column := range columns {
 				sum, err := lookUp(r, bed, test, column)
 				if err == nil {
-					if err := enough(r, sum, bed, test, column); err != nil {
-						return "", err
-					}
 					filled = true
+					if enough(r, sum, bed, test, column) != nil {
+						fmt.Fprintf(&b, " n=%d |", sum.N) // and no number
+						continue
+					}
 					_, _, ratio := division(r, column)
 					b.WriteString(" " + cell(sum, ratio, len(args) == 5))
 					if sum.N < madeRuns && t != result.Idle && t != result.Memory {
