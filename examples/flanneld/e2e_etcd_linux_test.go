@@ -214,7 +214,7 @@ func (w *trouble) fillWithJunk() {
 func (w *trouble) end() {
 	w.t.Helper()
 	for _, p := range w.procs {
-		if code, took := p.stop(); code != 0 || took > patience/20 {
+		if code, took := p.stop(); code != 0 || took > patience/4 {
 			w.t.Errorf("%s: exit %d, %v after SIGTERM", p.h.Name(), code, took)
 		}
 	}
