@@ -62,9 +62,11 @@ func quick(o *options, unset func(string) bool) {
 		"trial":     func() { o.Trial = 200 * time.Millisecond },
 		"tolerance": func() { o.Tolerance = 0.05 },
 		"pings":     func() { o.Pings = 200 },
-		"max-steal": func() { o.MaxSteal = 1 }, // a single look has nothing to put in its place; the report says what was stolen
-		"retries":   func() { o.Retries = 0 },
-		"generator": func() { o.Generator = "own" }, // iperf3's own start and end take longer than the measurement
+		// A single look has nothing to put in the place of what it would discard; the report says how disturbed it was.
+		"max-steal":  func() { o.MaxSteal = 1 },
+		"max-others": func() { o.MaxOthers = 10_000 },
+		"retries":    func() { o.Retries = 0 },
+		"generator":  func() { o.Generator = "own" }, // iperf3's own start and end take longer than the measurement
 	} {
 		if unset(name) {
 			apply()
