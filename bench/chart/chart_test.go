@@ -157,7 +157,7 @@ func TestBed(t *testing.T) {
 	if want := []string{"native", "vxlan", "udp", "wireguard", "flannel:/opt/flannel/flanneld", "udp:gso=off"}; !slices.Equal(d.candidates, want) {
 		t.Errorf("candidates = %v, want %v", d.candidates, want)
 	}
-	if got := d.label("flannel:/opt/flannel/flanneld") + ", " + d.label("adapter:/x/adapter") + ", " + d.label("udp:gso=off"); got != "flannel flanneld, adapter, udp:gso=off" {
+	if got := d.label("flannel:/opt/flannel/flanneld") + ", " + d.label("adapter:/x/adapter") + ", " + d.label("udp:gso=off"); got != "flanneld, adapter, udp:gso=off" {
 		t.Errorf("labels = %s", got)
 	}
 }

@@ -79,10 +79,11 @@ func (d *data) label(candidate string) string {
 	if !ok || !strings.HasPrefix(program, "/") {
 		return candidate
 	}
-	if base := path.Base(program); base != name {
-		return name + " " + base
+	base := path.Base(program)
+	if strings.HasPrefix(base, name) {
+		return base // it says as much, and legends are narrow
 	}
-	return name
+	return name + " " + base
 }
 
 // bed is the link of the charts that show one: M2 at Ethernet's MTU if any of the tests was measured there, else the first

@@ -256,9 +256,12 @@ func (l line) Plot(c draw.Canvas, p *plot.Plot) {
 		case l.points[i].full:
 			ground := l.glyph()
 			ground.Color = white()
+			c.SetColor(ground.Color)                     // a glyph's own drawing takes the color that is set
 			draw.CircleGlyph{}.DrawGlyph(&c, ground, at) // so that the line does not cross the hollow
+			c.SetLineStyle(draw.LineStyle{Color: l.look.fill, Width: 1.2})
 			hollow(l.look.mark).DrawGlyph(&c, l.glyph(), at)
 		default:
+			c.SetColor(l.look.fill)
 			l.look.mark.DrawGlyph(&c, l.glyph(), at) // not Canvas.DrawGlyph, which leaves out marks at the edge
 		}
 	}
