@@ -29,27 +29,30 @@ type line struct {
 	aside   vg.Length // how far to the right the marks stand, so that those of different lines do not hide each other
 }
 
+// rates are the lines of all candidates through the results of some tests, each at its x.
+func (d *data) rates(bed result.Bed, tests []result.Test, x func(result.Test) float64) []line {
+	var lines []line
+	for _, c := range d.candidates {
+		l := line{name: d.label(c), look: d.looks[c]}
+		for _, t := range tests {
+			if sum := d.run.Summary(bed, t, c); sum.N > 0 {
+				l.points = append(l.points, point{x(t), sum, d.run.SenderFull(bed, t, c)})
+			}
+		}
+		lines = append(lines, l)
+	}
+	return lines
+}
+
 // sizes shows the loss-free rate against the size of the packets.
 func (d *data) sizes() *figure {
-	sizes := []struct {
-		test  result.Test
-		bytes float64
-	}{{result.UDP64, 64}, {result.UDP512, 512}, {result.UDP1400, 1400}}
+	sizes := map[result.Test]float64{result.UDP64: 64, result.UDP512: 512, result.UDP1400: 1400}
 	tests := []result.Test{result.UDP64, result.UDP512, result.UDP1400}
 	bed, ok := d.bed(d.candidates, tests...)
 	if !ok {
 		return nil
 	}
-	var lines []line
-	for _, c := range d.candidates {
-		l := line{name: d.label(c), look: d.looks[c]}
-		for _, s := range sizes {
-			if sum := d.run.Summary(bed, s.test, c); sum.N > 0 {
-				l.points = append(l.points, point{s.bytes, sum, d.run.SenderFull(bed, s.test, c)})
-			}
-		}
-		lines = append(lines, l)
-	}
+	lines := d.rates(bed, tests, func(t result.Test) float64 { return sizes[t] })
 	f := &figure{file: "sizes.svg", title: "UDP without loss, by packet size", sub: d.sub(link(bed), []result.Bed{bed}, d.candidates, tests...) + fullNote(lines)}
 	return f.fill(newPlot("UDP payload, bytes", "1,000 packets/s"), lines, ticks([]float64{64, 512, 1400}, []string{"64", "512", "1,400"}))
 }
@@ -67,16 +70,7 @@ func (d *data) peers() *figure {
 	if !ok {
 		return nil
 	}
-	var lines []line
-	for _, c := range d.candidates {
-		l := line{name: d.label(c), look: d.looks[c]}
-		for _, t := range tests {
-			if sum := d.run.Summary(bed, t, c); sum.N > 0 {
-				l.points = append(l.points, point{float64(counts[t]), sum, d.run.SenderFull(bed, t, c)})
-			}
-		}
-		lines = append(lines, l)
-	}
+	lines := d.rates(bed, tests, func(t result.Test) float64 { return float64(counts[t]) })
 	f := &figure{file: "peers.svg", title: "UDP, 64 bytes, without loss, by number of peers", sub: d.sub(link(bed), []result.Bed{bed}, d.candidates, tests...) + fullNote(lines)}
 	p := newPlot("peers that the packets go to", "1,000 packets/s")
 	p.X.Scale = plot.LogScale{}

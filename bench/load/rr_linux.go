@@ -101,11 +101,20 @@ func acceptAll(ctx context.Context, link *traffic.Link, c params) (fds []int, er
 	}
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	for range c.Connections {
+	return detachAll(c.Connections, func(int) (net.Conn, error) {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
+		return conn, err
+	})
+}
+
+// detachAll opens n TCP connections and takes them out of Go's poller. What it returns, also with an error, is the
+// caller's to close.
+func detachAll(n int, open func(i int) (net.Conn, error)) (fds []int, err error) {
+	for i := range n {
+		conn, err := open(i)
 		if err != nil {
 			return fds, err
 		}
@@ -212,22 +221,14 @@ func connectAll(ctx context.Context, c params) (fds []int, err error) {
 	if c.Source.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.Source, 0))
 	}
-	for range c.Connections {
+	return detachAll(c.Connections, func(i int) (net.Conn, error) {
 		conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(c.Addr, c.Port).String())
 		// The dialer may notice the deadline before the context does, and then has an error of its own.
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-			err = fmt.Errorf("connection %d of %d: no answer within %v", len(fds)+1, c.Connections, c.Timeout)
+			err = fmt.Errorf("connection %d of %d: no answer within %v", i+1, c.Connections, c.Timeout)
 		}
-		if err != nil {
-			return fds, err
-		}
-		fd, err := detach(conn.(*net.TCPConn))
-		if err != nil {
-			return fds, err
-		}
-		fds = append(fds, fd)
-	}
-	return fds, nil
+		return conn, err
+	})
 }
 
 // An rrClient is the asking end.
